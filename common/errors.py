@@ -1,0 +1,71 @@
+"""The one error tree.
+
+    FoglineError
+    ├── ConfigError        a setting or command line is wrong; nothing was started
+    ├── InputError         a user's image, annotation or folder is wrong; that item is refused, the rest goes on
+    ├── ProtocolError      a peer broke the contract: bad header, order, checksum, size; the transfer is dropped
+    ├── FormatError        a stored or received record is malformed or of an unknown codec or version
+    ├── CapacityError      a disk, quota or limit is full; try again after making room
+    ├── IdentityError      certificates: wrong authority, expired, wrong name, not allowed
+    ├── UnavailableError   a peer can't be reached or is starting; retried with back-off
+    └── InternalError      our own mistake
+
+Every message names the thing, the value and the way out. `exit_code` is what a command ends with (docs/exit-codes.md);
+the gRPC status of each class is mapped once, in `common/rpc/status.py`.
+"""
+
+from __future__ import annotations
+
+
+class FoglineError(Exception):
+    """Root of every error that Fogline raises on purpose."""
+
+    exit_code = 1
+
+
+class ConfigError(FoglineError):
+    """A setting or command line is wrong; nothing was started."""
+
+    exit_code = 2
+
+
+class InputError(FoglineError):
+    """A user's image, annotation or folder is wrong; that item is refused."""
+
+    exit_code = 3
+
+
+class ProtocolError(FoglineError):
+    """A peer broke the contract; the transfer is dropped."""
+
+    exit_code = 4
+
+
+class FormatError(FoglineError):
+    """A record or blob is malformed, or of an unknown codec or version."""
+
+    exit_code = 5
+
+
+class CapacityError(FoglineError):
+    """A disk, quota or limit is full; try again after making room."""
+
+    exit_code = 6
+
+
+class IdentityError(FoglineError):
+    """A certificate is of the wrong authority, expired, of the wrong name, or not allowed to do this."""
+
+    exit_code = 7
+
+
+class UnavailableError(FoglineError):
+    """A peer can't be reached or is still starting; safe to retry."""
+
+    exit_code = 8
+
+
+class InternalError(FoglineError):
+    """An invariant of our own is broken; please report it."""
+
+    exit_code = 9
