@@ -1,0 +1,35 @@
+"""Opening a data folder of any known layout."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fogline.common.data.otb import BOXES, IMAGES, is_otb, load_otb
+from fogline.common.data.sequence import AnnotatedSequence
+from fogline.common.data.voc import load_voc, voc_folders
+from fogline.common.errors import InputError
+
+
+def load_sequence(path: Path) -> AnnotatedSequence:
+    """Read an annotated sequence: an OTB or a VOC folder (docs/data-folders.md). JPEG headers are read, pixels are not.
+
+    Bad frames are left out and listed in `refused`, each as an InputError that names file, line and value.
+    Raises InputError when the folder is of no known layout, its lines don't match its frames, or no frame is usable.
+    """
+    if not path.is_dir():
+        raise InputError(f"{path}: no such folder; name an annotated sequence")
+    voc = voc_folders(path)
+    if is_otb(path):
+        sequence = load_otb(path)
+    elif voc is not None:
+        sequence = load_voc(path, *voc)
+    else:
+        raise InputError(
+            f"{path}: not an annotated sequence; wanted {IMAGES}/*.jpg with {BOXES} (OTB), "
+            "or images/ with annotations/*.xml (VOC)"
+        )
+    if not sequence.frames:
+        raise InputError(
+            f"{path}: none of its {len(sequence.refused)} frames is usable; the first: {sequence.refused[0]}"
+        )
+    return sequence
