@@ -1,0 +1,249 @@
+"""Content-addressed files that survive kill -9: a blob is named by its SHA-256 and is there whole or not at all.
+
+    root/ab/ab12…   blobs; they appear by rename after fsync
+    root/partial/   prefixes of blobs that are still arriving; kept over a restart
+    root/temp/      blobs being written; locked by their writer, so the next to open the store clears the dead ones
+
+One process writes to a store; others may read it. Every method may be called from any thread.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import os
+import secrets
+import threading
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+from fogline.common.errors import CapacityError, FormatError, InternalError, ProtocolError
+
+DIGEST_BYTES = 32
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_BLOCK = 1 << 20
+
+Data = bytes | bytearray | memoryview
+
+
+class BlobStore:
+    """A folder of blobs with an optional quota in bytes.
+
+    Every method raises CapacityError when the quota or the disk is full, FormatError for a blob that is absent or
+    does not match its digest, and ProtocolError for a digest that is not 32 bytes.
+    """
+
+    def __init__(self, root: Path, capacity_bytes: int | None = None) -> None:
+        self._root = root
+        self._capacity = capacity_bytes
+        self._lock = threading.RLock()
+        self._partials = root / "partial"
+        self._temps = root / "temp"
+        for folder in (self._partials, self._temps):
+            folder.mkdir(parents=True, exist_ok=True)
+        _sync_folder(root)
+        self._clear_temps()
+        self._blob_bytes = sum(self.size(digest) for digest in self.digests())
+        # What each arriving blob will take in the end, so that two can't be promised the same room.
+        self._reserved = {bytes.fromhex(p.name): p.stat().st_size for p in self._partials.iterdir()}
+
+    @property
+    def total_bytes(self) -> int:
+        """Bytes of all whole blobs."""
+        return self._blob_bytes
+
+    def put(self, data: Data) -> bytes:
+        """Store `data` durably and return its digest. Storing what is already held costs one lookup."""
+        digest = hashlib.sha256(data).digest()
+        with self._lock:
+            if self.has(digest):
+                return digest
+            self._check_room(len(data), digest)
+            temp, handle = self._new_temp()
+            try:
+                _write_all(handle, data)
+                os.fsync(handle)
+                self._publish(temp, digest, len(data))
+            except OSError as error:
+                temp.unlink(missing_ok=True)
+                raise self._full_or_bug(error, len(data)) from error
+            finally:
+                os.close(handle)
+        return digest
+
+    def get(self, digest: bytes) -> bytes:
+        """Return a blob's bytes, verified against its digest."""
+        try:
+            data = self.path(digest).read_bytes()
+        except FileNotFoundError:
+            raise self._absent(digest) from None
+        if hashlib.sha256(data).digest() != digest:
+            raise FormatError(f"blob {digest.hex()} in {self._root} is damaged on disk; delete it and fetch it again")
+        return data
+
+    def path(self, digest: bytes) -> Path:
+        """Return where a blob is or would be."""
+        name = _name(digest)
+        return self._root / name[:2] / name
+
+    def has(self, digest: bytes) -> bool:
+        """Whether the whole blob is held."""
+        return self.path(digest).is_file()
+
+    def size(self, digest: bytes) -> int:
+        """Return a blob's size in bytes."""
+        try:
+            return self.path(digest).stat().st_size
+        except FileNotFoundError:
+            raise self._absent(digest) from None
+
+    def digests(self) -> Iterator[bytes]:
+        """Yield the digest of every whole blob, in no order."""
+        for folder in self._root.iterdir():
+            if len(folder.name) == 2:
+                yield from (bytes.fromhex(path.name) for path in folder.iterdir())
+
+    def delete(self, digest: bytes) -> None:
+        """Remove a blob; one that is not there is fine."""
+        with self._lock:
+            path = self.path(digest)
+            with suppress(FileNotFoundError):
+                size = path.stat().st_size
+                path.unlink()
+                self._blob_bytes -= size
+
+    def partial_offset(self, digest: bytes) -> int:
+        """Return how many leading bytes of an arriving blob are held: where its sender should go on."""
+        try:
+            return self._partial(digest).stat().st_size
+        except FileNotFoundError:
+            return 0
+
+    def append(self, digest: bytes, offset: int, data: Data, size: int) -> None:
+        """Add bytes to an arriving blob of `size` bytes in all. Raises ProtocolError for a gap, repeat or excess."""
+        with self._lock:
+            held = self.partial_offset(digest)
+            if offset != held:
+                raise ProtocolError(
+                    f"blob {digest.hex()}: bytes for offset {offset}, but {held} are held; send from there"
+                )
+            if offset + len(data) > size:
+                raise ProtocolError(f"blob {digest.hex()}: {offset + len(data)} bytes, but {size} were announced")
+            if self._reserved.get(digest, 0) < size:
+                self._check_room(size, digest)
+                self._reserved[digest] = size
+            with self._partial(digest).open("ab", buffering=0) as file:
+                try:
+                    _write_all(file.fileno(), data)
+                except OSError as error:
+                    file.truncate(held)
+                    raise self._full_or_bug(error, size - held) from error
+
+    def commit(self, digest: bytes) -> None:
+        """Turn an arriving blob into a whole one, durably.
+
+        Raises ProtocolError when the bytes don't match the digest; they are then dropped and must be sent again.
+        """
+        with self._lock:
+            partial = self._partial(digest)
+            if self.has(digest):
+                self.drop_partial(digest)
+                return
+            try:
+                file = partial.open("rb")
+            except FileNotFoundError:
+                raise self._absent(digest) from None
+            with file:
+                sha = hashlib.sha256()
+                while block := file.read(_BLOCK):
+                    sha.update(block)
+                size = file.tell()
+                if sha.digest() != digest:
+                    self.drop_partial(digest)
+                    raise ProtocolError(
+                        f"blob {digest.hex()}: the {size} bytes received don't match it; send them again"
+                    )
+                try:
+                    os.fsync(file.fileno())
+                    self._publish(partial, digest, size)
+                except OSError as error:
+                    raise self._full_or_bug(error, size) from error
+            self._reserved.pop(digest, None)
+
+    def drop_partial(self, digest: bytes) -> None:
+        """Forget an arriving blob; one that is not there is fine."""
+        with self._lock:
+            self._partial(digest).unlink(missing_ok=True)
+            self._reserved.pop(digest, None)
+
+    def _partial(self, digest: bytes) -> Path:
+        return self._partials / _name(digest)
+
+    def _publish(self, source: Path, digest: bytes, size: int) -> None:
+        target = self.path(digest)
+        if not target.parent.is_dir():
+            target.parent.mkdir(exist_ok=True)
+            _sync_folder(self._root)
+        source.rename(target)
+        _sync_folder(target.parent)
+        self._blob_bytes += size
+
+    def _check_room(self, size: int, digest: bytes) -> None:
+        if self._capacity is None:
+            return
+        promised = sum(room for other, room in self._reserved.items() if other != digest)
+        if self._blob_bytes + promised + size > self._capacity:
+            raise CapacityError(
+                f"store {self._root}: {size} bytes don't fit: {self._blob_bytes} held and {promised} arriving of a "
+                f"quota of {self._capacity}; raise the quota or delete something"
+            )
+
+    def _full_or_bug(self, error: OSError, size: int) -> CapacityError | InternalError:
+        if error.errno in _FULL:
+            return CapacityError(
+                f"store {self._root}: {size} bytes don't fit: the disk refused them ({error.strerror}); make room on it"
+            )
+        return InternalError(f"store {self._root} can't be written: {error}; check the disk and the folder's owner")
+
+    def _absent(self, digest: bytes) -> FormatError:
+        return FormatError(f"blob {digest.hex()} is not in the store {self._root}")
+
+    def _new_temp(self) -> tuple[Path, int]:
+        while True:
+            path = self._temps / secrets.token_hex(8)
+            try:
+                handle = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o644)
+            except OSError as error:
+                raise self._full_or_bug(error, 0) from error
+            fcntl.flock(handle, fcntl.LOCK_EX)
+            if os.fstat(handle).st_nlink:
+                return path, handle
+            os.close(handle)  # someone who opened the store cleared it before we held its lock
+
+    def _clear_temps(self) -> None:
+        for path in self._temps.iterdir():
+            with suppress(FileNotFoundError, BlockingIOError), path.open("rb") as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                path.unlink()
+
+
+def _name(digest: bytes) -> str:
+    if len(digest) != DIGEST_BYTES:
+        raise ProtocolError(f"digest of {len(digest)} bytes; a SHA-256 has {DIGEST_BYTES}")
+    return digest.hex()
+
+
+def _write_all(handle: int, data: Data) -> None:
+    view = memoryview(data).cast("B")
+    while view:
+        view = view[os.write(handle, view) :]
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
