@@ -59,7 +59,7 @@ def _write_camera(folder: Path, camera: int, frames: int, width: int, height: in
     margin = height // 12  # room for tilt and shake
     scene = SCENES[kind](rng, height + 2 * margin, width * 2)
     sprite = OBJECTS[kind](rng)
-    phase = rng.uniform(0, 2 * math.pi, 5)
+    phase = np.random.default_rng([seed, camera, 1]).uniform(0, 2 * math.pi, 5)  # the same path at any size
     (folder / "img").mkdir(parents=True, exist_ok=True)
     lines = []
     for i in range(frames):
@@ -69,8 +69,8 @@ def _write_camera(folder: Path, camera: int, frames: int, width: int, height: in
         tilt = margin * (1 + 0.5 * math.sin(1.3 * t + phase[1]) + 0.12 * rng.standard_normal())
         view = _view(scene, pan, tilt, width, height)
         frame, box = _place(view, sprite, kind, t, phase, height, width)
-        frame = _expose(frame, rng, 1 + 0.05 * math.sin(0.8 * t + phase[2]))
-        Image.fromarray(frame).save(folder / "img" / f"{i + 1:04d}.jpg", "JPEG", quality=90)
+        exposed = _expose(frame, rng, 1 + 0.05 * math.sin(0.8 * t + phase[2]))
+        Image.fromarray(exposed).save(folder / "img" / f"{i + 1:04d}.jpg", "JPEG", quality=90)
         lines.append(f"{box[0] + 1},{box[1] + 1},{box[2]},{box[3]}\n")
     (folder / "groundtruth_rect.txt").write_text("".join(lines), encoding="ascii")
 
@@ -121,4 +121,5 @@ def _expose(frame: Pixels, rng: np.random.Generator, gain: float) -> NDArray[np.
     y, x = np.linspace(-1, 1, height)[:, None], np.linspace(-1, 1, width)[None, :]
     light = np.clip(frame * (gain * (1 - 0.07 * (x * x + y * y)))[..., None], 0, 1)
     grain = rng.standard_normal(frame.shape, dtype=np.float32) * (0.006 + 0.014 * np.sqrt(light))
-    return (np.clip(light + grain, 0, 1) * 255).round().astype(np.uint8)
+    exposed: NDArray[np.uint8] = (np.clip(light + grain, 0, 1) * 255).round().astype(np.uint8)
+    return exposed

@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-Pixels = NDArray[np.float32]  # (H, W, 3) in [0, 1]
+Field = NDArray[np.floating[Any]]  # (H, W)
+Pixels = NDArray[np.floating[Any]]  # (H, W, 3) in [0, 1]
 HORIZON = 0.4  # share of the height that is sky
 
 
-def noise(rng: np.random.Generator, height: int, width: int, slope: float) -> NDArray[np.float32]:
+def noise(rng: np.random.Generator, height: int, width: int, slope: float) -> Field:
     """A periodic field (H, W) of mean 0 and deviation 1 whose amplitude falls with frequency to the power `-slope`."""
     fy, fx = np.fft.fftfreq(height)[:, None] * height, np.fft.rfftfreq(width)[None, :] * width
     radius = np.hypot(fy, fx * height / width)
     radius[0, 0] = np.inf
     spectrum = np.fft.rfft2(rng.standard_normal((height, width))) * radius**-slope
     field = np.fft.irfft2(spectrum, s=(height, width))
-    return (field / field.std()).astype(np.float32)
+    scaled: Field = (field / field.std()).astype(np.float32)
+    return scaled
 
 
-def _mix(base: Pixels, colour: Pixels | tuple[float, float, float], weight: NDArray[np.float32]) -> Pixels:
+def _mix(base: Pixels, colour: Pixels | tuple[float, float, float], weight: Field) -> Pixels:
     w = np.clip(weight, 0, 1)[..., None].astype(np.float32)
     return base * (1 - w) + np.asarray(colour, np.float32) * w
 
@@ -36,7 +39,7 @@ def _sky(rng: np.random.Generator, height: int, width: int) -> Pixels:
     return _mix(sky, np.repeat(lit[..., None], 3, axis=2), (clouds - 0.1) * 0.7)
 
 
-def _plane(rng: np.random.Generator, height: int, width: int, stretch: float = 1.0) -> tuple[Pixels, Pixels, Pixels]:
+def _plane(rng: np.random.Generator, height: int, width: int, stretch: float = 1.0) -> tuple[Field, Field, Field]:
     """A ground plane in perspective: coarse texture, fine texture, and nearness (0 at the horizon, 1 at the feet)."""
     rows = np.arange(height, dtype=np.float32)[:, None] / height
     near = np.clip((rows - HORIZON) / (1 - HORIZON), 0.004, 1) * np.ones((1, width), np.float32)
@@ -44,16 +47,18 @@ def _plane(rng: np.random.Generator, height: int, width: int, stretch: float = 1
     size = 512
     u, v = x / near * 260, stretch * 70 / near
 
-    def sample(texture: NDArray[np.float32], scale: float) -> NDArray[np.float32]:
-        return texture[(v * scale).astype(np.int64) % size, (u * scale).astype(np.int64) % size]
+    def sample(texture: Field, scale: float) -> Field:
+        sampled: Field = texture[(v * scale).astype(np.int64) % size, (u * scale).astype(np.int64) % size]
+        return sampled
 
     coarse = sample(noise(rng, size, size, 1.2), 1.0) * np.clip(near * 5, 0.15, 1)
     fine = sample(noise(rng, size, size, 0.6), 3.0) * np.clip(near * 2.2 - 0.1, 0, 1)
     return coarse, fine, near
 
 
-def _ridge(rng: np.random.Generator, width: int, slope: float) -> NDArray[np.float32]:
-    return noise(rng, 8, width, slope)[0]
+def _ridge(rng: np.random.Generator, width: int, slope: float) -> Field:
+    ridge: Field = noise(rng, 8, width, slope)[0]
+    return ridge
 
 
 def _hills(rng: np.random.Generator, image: Pixels) -> Pixels:
@@ -143,9 +148,10 @@ def waterfront(rng: np.random.Generator, height: int, width: int) -> Pixels:
     return _mix(image, _mix(water, (0.97, 0.98, 0.98), np.clip(waves - 1.7, 0, 1)), _below(height, width))
 
 
-def _below(height: int, width: int) -> NDArray[np.float32]:
+def _below(height: int, width: int) -> Field:
     rows = np.arange(height, dtype=np.float32)[:, None] - height * HORIZON
-    return np.clip(rows, 0, 1) * np.ones((1, width), np.float32)
+    weight: Field = np.clip(rows, 0, 1) * np.ones((1, width), np.float32)
+    return weight
 
 
 SCENES: tuple[Callable[[np.random.Generator, int, int], Pixels], ...] = (street, meadow, waterfront)
