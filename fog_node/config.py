@@ -1,0 +1,51 @@
+"""The configuration of a fog node."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from msgspec import Meta, field
+
+from fogline.common.boxes import MAX_BOXES
+from fogline.common.config import Config, LogConfig, MetricsConfig, TlsConfig
+from fogline.common.images.container import MAX_SOURCE_PIXELS
+
+
+class Limits(Config, frozen=True):
+    """What an uploaded image may be at most. Edges are told these in Hello."""
+
+    max_image_bytes: Annotated[int, Meta(ge=1024, le=1 << 30, description="Bytes of one JPEG")] = 32 << 20
+    max_image_pixels: Annotated[int, Meta(ge=4096, le=MAX_SOURCE_PIXELS, description="Pixels of one JPEG")] = 50_000_000
+    max_boxes: Annotated[int, Meta(ge=0, le=MAX_BOXES, description="Object boxes of one image")] = MAX_BOXES
+
+
+class EncoderConfig(Config, frozen=True):
+    """How images are compressed. The encoder runs in a child process of its own."""
+
+    codec: Annotated[Literal["siren", "jpeg2", "avif2"], Meta(description="Image codec")] = "siren"
+    params: Annotated[dict[str, Any], Meta(description="Parameters of the codec; {} for its defaults")] = field(
+        default_factory=dict
+    )
+    device: Annotated[str, Meta(description="auto, cpu, cuda or cuda:N")] = "auto"
+    batch: Annotated[int, Meta(ge=1, le=1024, description="Images encoded together at most")] = 32
+    max_wait_s: Annotated[float, Meta(ge=0, le=3600, description="A batch that is not full starts after this")] = 1.0
+    threads: Annotated[int, Meta(ge=0, le=1024, description="CPU threads; 0: the library's choice")] = 0
+
+
+class FogConfig(Config, frozen=True):
+    """A fog node: takes images from edge agents, compresses them and publishes the records to other edges."""
+
+    data_dir: Annotated[Path, Meta(description="Folder of the store; made when missing")]
+    listen: Annotated[str, Meta(description="host:port to serve on; port 0: any free one")] = "127.0.0.1:0"
+    advertise: Annotated[str, Meta(description="host:port that edges reach us at; empty: as `listen`")] = ""
+    cloud: Annotated[str | None, Meta(description="host:port of the cloud server; null: work without one")] = None
+    name: Annotated[str, Meta(description="Our name without certificates; with them, theirs counts")] = "fog"
+    tls: TlsConfig = TlsConfig()
+    limits: Limits = Limits()
+    capacity_bytes: Annotated[int | None, Meta(ge=1 << 20, description="Quota of the store; null: the disk")] = None
+    width: Annotated[int, Meta(ge=16, le=8192, description="Coded width in pixels; smaller frames keep theirs")] = 320
+    keep_sources: Annotated[bool, Meta(description="Keep JPEGs after encoding while there is room")] = True
+    encoder: EncoderConfig = EncoderConfig()
+    metrics: MetricsConfig = MetricsConfig()
+    log: LogConfig = LogConfig()

@@ -1,0 +1,131 @@
+"""The encoder's process: the only place of the fog node that imports torch.
+
+Run as `python -m fogline.fog_node.encode_worker PARENT_PID` with pipes on stdin and stdout.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import time
+from typing import BinaryIO
+
+from fogline.common import logs
+from fogline.common.boxes import Box
+from fogline.common.config import LogConfig
+from fogline.common.errors import ConfigError, FoglineError, FormatError, ProtocolError
+from fogline.common.images.codec import EncodedImage, ImageEncoder, SourceImage
+from fogline.common.images.record import ImageRecord
+from fogline.common.process import die_with_parent
+from fogline.fog_node import encode_messages as messages
+
+log = logging.getLogger(__name__)
+
+
+def main(argv: list[str]) -> int:
+    """Serve until stdin ends."""
+    die_with_parent(int(argv[1]))
+    source = os.fdopen(os.dup(0), "rb")
+    sink = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # what a library prints must not end up between our frames
+    start = _receive(source)
+    if not isinstance(start, messages.Start):
+        raise ProtocolError("the encoder was not told what to be")
+    logs.setup(LogConfig(level=start.log_level, format=start.log_format), "fog-node-encoder")  # type: ignore[arg-type]
+    try:
+        encoder, device = _build(start)
+    except (ConfigError, ImportError) as error:
+        _send(sink, messages.Refused(f"encoder {start.codec}: {error}"))
+        return ConfigError.exit_code
+    _send(sink, messages.Ready(device))
+    while (request := _receive(source)) is not None:
+        if not isinstance(request, messages.Encode):
+            raise ProtocolError(f"unexpected {type(request).__name__}")
+        try:
+            answer: messages.FromChild = _encode(encoder, request.items, start)
+        except Exception as error:  # the root of a batch: the parent decides what to try next
+            log.exception("a batch failed", extra={"images": len(request.items)})
+            answer = messages.Failed(f"{type(error).__name__}: {error}"[:1000])
+        _send(sink, answer)
+    return 0
+
+
+def _build(start: messages.Start) -> tuple[ImageEncoder, str]:
+    from fogline.fog_node.encoders import build_encoder
+
+    encoder = build_encoder(start.codec, start.params, start.device)
+    return encoder, str(getattr(encoder, "device", start.device))
+
+
+def _encode(encoder: ImageEncoder, items: list[messages.WorkItem], start: messages.Start) -> messages.Encoded:
+    from fogline.common.images.container import to_bytes
+
+    began = time.perf_counter()
+    results: dict[bytes, messages.Result] = {}
+    sources: list[tuple[messages.WorkItem, SourceImage, tuple[int, int]]] = []
+    for item in items:
+        try:
+            sources.append((item, *_load(item, start)))
+        except (FoglineError, OSError) as error:
+            results[item.content_id] = messages.Result(item.content_id, error=f"{type(error).__name__}: {error}")
+    encoded = encoder.encode([source for _, source, _ in sources]) if sources else []
+    shared: dict[bytes, bytes] = {}
+    for (item, _, frame), image in zip(sources, encoded, strict=True):
+        try:
+            record = to_bytes(_record(item, frame, image))
+        except FormatError as error:
+            results[item.content_id] = messages.Result(item.content_id, error=str(error))
+            continue
+        shared.update((state.digest, state.data) for state in image.shared)
+        results[item.content_id] = messages.Result(
+            item.content_id,
+            record,
+            [(int(layer.kind), layer.codec, len(layer.payload)) for layer in image.layers],
+            [state.digest for state in image.shared],
+        )
+    seconds = time.perf_counter() - began
+    return messages.Encoded([results[item.content_id] for item in items], list(shared.values()), seconds)
+
+
+def _load(item: messages.WorkItem, start: messages.Start) -> tuple[SourceImage, tuple[int, int]]:
+    """Pixels at the coded size, boxes in those pixels, and the size of the captured frame."""
+    from fogline.common.images.jpeg import decode_jpeg, resize
+
+    with open(item.path, "rb") as file:
+        data = file.read(start.max_image_bytes + 1)
+    pixels = decode_jpeg(data, max_bytes=start.max_image_bytes, max_pixels=start.max_image_pixels)
+    height, width = pixels.shape[:2]
+    coded_width, coded_height = item.size
+    scaled = [Box(*fields).scaled(coded_width / width, coded_height / height) for fields in item.boxes]
+    boxes = tuple((box.x, box.y, box.w, box.h) for box in scaled)
+    return SourceImage(resize(pixels, coded_width, coded_height), boxes, item.camera), (width, height)
+
+
+def _record(item: messages.WorkItem, frame: tuple[int, int], image: EncodedImage) -> ImageRecord:
+    return ImageRecord(
+        content_id=item.content_id,
+        capture_time_us=item.capture_time_us,
+        camera=item.camera,
+        source_size=frame,
+        size=item.size,
+        boxes=tuple(Box(*fields) for fields in item.boxes),
+        layers=image.layers,
+        shared=tuple(state.digest for state in image.shared),
+    )
+
+
+def _receive(source: BinaryIO) -> messages.ToChild | None:
+    header = source.read(messages.HEADER.size)
+    if not header:
+        return None
+    return messages.unpack_to_child(source.read(messages.frame_size(header)))
+
+
+def _send(sink: BinaryIO, message: messages.FromChild) -> None:
+    sink.write(messages.pack(message))
+    sink.flush()
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))

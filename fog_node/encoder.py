@@ -1,0 +1,120 @@
+"""The encoder's child process as the fog node sees it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from fogline.common.config import LogConfig
+from fogline.common.errors import ConfigError, InternalError, ProtocolError
+from fogline.fog_node import encode_messages as messages
+from fogline.fog_node.config import EncoderConfig, Limits
+
+
+@dataclass(frozen=True)
+class BatchFailed(Exception):
+    """A batch came to nothing; `died` tells whether the child went with it."""
+
+    reason: str
+    died: bool
+
+
+class EncoderProcess:
+    """One child that encodes one batch at a time. After `BatchFailed` with `died`, start another."""
+
+    def __init__(self, process: asyncio.subprocess.Process, device: str) -> None:
+        self._process = process
+        self.device = device
+        self.ended = asyncio.ensure_future(process.wait())
+
+    @property
+    def pid(self) -> int:
+        """Of the child."""
+        return self._process.pid
+
+    @classmethod
+    async def start(cls, config: EncoderConfig, limits: Limits, log: LogConfig) -> EncoderProcess:
+        """Start a child and wait until its encoder is built.
+
+        Raises ConfigError when the encoder refuses its configuration, BatchFailed when the child dies before.
+        """
+        environment = dict(os.environ)
+        if config.threads:
+            environment["OMP_NUM_THREADS"] = environment["MKL_NUM_THREADS"] = str(config.threads)
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "fogline.fog_node.encode_worker",
+            str(os.getpid()),
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            env=environment,
+        )
+        child = cls(process, config.device)
+        try:
+            answer = await child._ask(
+                messages.Start(
+                    config.codec,
+                    config.params,
+                    config.device,
+                    log.level,
+                    log.format,
+                    limits.max_image_bytes,
+                    limits.max_image_pixels,
+                )
+            )
+        except BaseException:
+            await child.close()
+            raise
+        if isinstance(answer, messages.Ready):
+            child.device = answer.device
+            return child
+        await child.close()
+        if isinstance(answer, messages.Refused):
+            raise ConfigError(answer.reason)
+        raise InternalError(f"the encoder began with {type(answer).__name__}")
+
+    async def encode(self, items: Sequence[messages.WorkItem]) -> messages.Encoded:
+        """Encode a batch. Raises BatchFailed."""
+        answer = await self._ask(messages.Encode(list(items)))
+        if isinstance(answer, messages.Encoded):
+            if [r.content_id for r in answer.results] == [i.content_id for i in items]:
+                return answer
+            raise BatchFailed("the encoder answered for other images than it was given", died=False)
+        if isinstance(answer, messages.Failed):
+            raise BatchFailed(answer.reason, died=False)
+        raise BatchFailed(f"the encoder answered with {type(answer).__name__}", died=False)
+
+    async def close(self) -> None:
+        """End the child at once: what it was doing is still in the queue. Idempotent."""
+        if self._process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                self._process.kill()
+        # Without this the pipes' transports outlive the loop and complain.
+        if self._process.stdin is not None:
+            self._process.stdin.close()
+        await self.ended
+
+    async def _ask(self, message: messages.ToChild) -> messages.FromChild:
+        stdin, stdout = self._process.stdin, self._process.stdout
+        if stdin is None or stdout is None:
+            raise InternalError("the encoder has no pipes")
+        try:
+            stdin.write(messages.pack(message))
+            await stdin.drain()
+            size = messages.frame_size(await stdout.readexactly(messages.HEADER.size))
+            return messages.unpack_from_child(await stdout.readexactly(size))
+        except (asyncio.IncompleteReadError, ConnectionError):
+            code = await self.ended
+            raise BatchFailed(f"the encoder process ended with {_say(code)}", died=True) from None
+        except ProtocolError as error:
+            await self.close()
+            raise BatchFailed(str(error), died=True) from error
+
+
+def _say(code: int) -> str:
+    return f"signal {-code}" if code < 0 else f"exit code {code}"

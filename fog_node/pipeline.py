@@ -1,0 +1,207 @@
+"""From the queue through the encoder into the store: the fog node's one long-running job."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import time
+from collections.abc import Callable, Sequence
+
+from fogline.common.errors import CapacityError
+from fogline.common.metrics import FogMetrics
+from fogline.common.rpc.retry import Backoff
+from fogline.fog_node import encode_messages as messages
+from fogline.fog_node.config import FogConfig
+from fogline.fog_node.encode_queue import Batch, EncodeQueue, coded_size
+from fogline.fog_node.encoder import BatchFailed, EncoderProcess
+from fogline.fog_node.store import EncodedRecord, QueuedImage, Store
+
+log = logging.getLogger(__name__)
+
+
+class Pipeline:
+    """Encodes what the store has queued and publishes it, until stopped.
+
+    While one batch is being written and published, the next is already being encoded.
+    """
+
+    def __init__(self, config: FogConfig, store: Store, metrics: FogMetrics, on_head: Callable[[int], None]) -> None:
+        self._config = config
+        self._store = store
+        self._metrics = metrics
+        self._on_head = on_head
+        self._queue = EncodeQueue(config.encoder.batch, config.encoder.max_wait_s, config.width)
+        self._added = asyncio.Event()
+        self._stop = asyncio.Event()
+        self._backoff = Backoff()
+        self._encoder: EncoderProcess | None = None
+        self.state = "starting"  # then ready, restarting or full; for health
+        self.ready = asyncio.Event()
+
+    def add(self, images: Sequence[QueuedImage]) -> None:
+        """Queue images that the store holds durably."""
+        self._queue.add(images, time.monotonic())
+        self._metrics.encode_queue_images.set(len(self._queue))
+        self._added.set()
+
+    def __len__(self) -> int:
+        return len(self._queue)
+
+    @property
+    def encoder_pid(self) -> int | None:
+        """Of the child, while there is one."""
+        return self._encoder.pid if self._encoder is not None else None
+
+    async def run(self) -> None:
+        """Work until `stop`. Raises ConfigError when the encoder refuses its configuration."""
+        self.add(await self._store.queued())
+        publishing: asyncio.Task[None] | None = None
+        try:
+            while not self._stop.is_set():
+                encoder = await self._ensure_encoder()
+                batch = await self._next(encoder) if encoder is not None else None
+                if encoder is None or batch is None:
+                    continue
+                began = time.monotonic()
+                encoded = await self._encode(encoder, batch)
+                if encoded is None:
+                    continue
+                if publishing is not None:
+                    await publishing
+                publishing = asyncio.create_task(self._publish(batch, encoded, time.monotonic() - began))
+            if publishing is not None:
+                await publishing
+        finally:
+            self._stop.set()
+            if publishing is not None:
+                await asyncio.gather(publishing, return_exceptions=True)
+            if self._encoder is not None:
+                await self._encoder.close()
+
+    async def _ensure_encoder(self) -> EncoderProcess | None:
+        if self._encoder is not None:
+            return self._encoder
+        config = self._config
+        try:
+            self._encoder = await EncoderProcess.start(config.encoder, config.limits, config.log)
+        except BatchFailed as failure:
+            log.error("the encoder did not start: %s; trying again", failure.reason)
+            self.state = "restarting"
+            await self._backoff.wait_async(self._stop)
+            return None
+        self._backoff.reset()
+        self.state = "ready"
+        self.ready.set()
+        log.info(
+            "the encoder is ready",
+            extra={"codec": config.encoder.codec, "device": self._encoder.device, "pid": self._encoder.pid},
+        )
+        return self._encoder
+
+    async def _next(self, encoder: EncoderProcess) -> Batch | None:
+        """The next batch; None after something was added, time has passed or the encoder ended: look again."""
+        if encoder.ended.done():
+            await self._lost(encoder)
+            return None
+        now = time.monotonic()
+        batch = self._queue.take(now)
+        if batch is None:
+            due = self._queue.due_at()
+            self._added.clear()
+            added = asyncio.ensure_future(self._added.wait())
+            try:
+                wait_s = None if due is None else max(0.001, due - now)
+                await asyncio.wait({added, encoder.ended}, timeout=wait_s, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                added.cancel()
+        return batch
+
+    async def _lost(self, encoder: EncoderProcess) -> None:
+        log.warning("the encoder process has gone; starting another", extra={"pid": encoder.pid})
+        await encoder.close()
+        self._encoder = None
+        self.state = "restarting"
+
+    async def _encode(self, encoder: EncoderProcess, batch: Batch) -> messages.Encoded | None:
+        items = [self._work(image) for image in batch.images]
+        try:
+            return await encoder.encode(items)
+        except BatchFailed as failure:
+            log.warning("a batch failed: %s", failure.reason, extra={"images": len(items), "before": batch.failures})
+            rejected = self._queue.failed(batch, failure.reason)
+            if rejected is not None:
+                await self._set_aside(rejected.image.content_id, rejected.reason)
+            if failure.died:
+                await self._lost(encoder)
+            self._metrics.encode_queue_images.set(len(self._queue))
+            return None
+
+    def _work(self, image: QueuedImage) -> messages.WorkItem:
+        return messages.WorkItem(
+            image.content_id,
+            str(self._store.blobs.path(image.content_id)),
+            image.camera,
+            image.capture_time_us,
+            [(b.x, b.y, b.w, b.h, b.label) for b in image.boxes],
+            coded_size(image.width, image.height, self._config.width),
+        )
+
+    async def _publish(self, batch: Batch, encoded: messages.Encoded, wall_s: float) -> None:
+        good = [result for result in encoded.results if not result.error]
+        for result in encoded.results:
+            if result.error:
+                await self._set_aside(result.content_id, result.error)
+        sizes = {hashlib.sha256(data).digest(): len(data) for data in encoded.shared}
+        while True:
+            try:
+                await asyncio.to_thread(self._write, [*encoded.shared, *(result.record for result in good)])
+                share = encoded.seconds / max(1, len(encoded.results))
+                head = await self._store.publish([_encoded_record(result, sizes, share) for result in good])
+                break
+            except CapacityError as error:
+                # The images stay queued on disk; nothing may be dropped to make room for them.
+                self.state = "full"
+                log.error("can't publish: %s", error, extra={"images": len(good)})
+                if await self._backoff.wait_async(self._stop):
+                    return
+        if self.state == "full":
+            self.state = "ready"
+            self._backoff.reset()
+        if not self._config.keep_sources:
+            await self._store.drop_sources([result.content_id for result in good])
+        self._metrics.encoded_images.inc(len(good))
+        self._metrics.encode_seconds.inc(encoded.seconds)
+        self._metrics.encode_queue_images.set(len(self._queue))
+        self._metrics.store_bytes.set(self._store.blobs.total_bytes)
+        self._on_head(head)
+        log.info(
+            "encoded a batch",
+            extra={
+                "images": len(good),
+                "encode_s": round(encoded.seconds, 3),
+                "wall_s": round(wall_s, 3),
+                "record_bytes": sum(len(result.record) for result in good),
+                "queue": len(self._queue),
+                "head": head,
+            },
+        )
+
+    def _write(self, blobs: list[bytes]) -> None:
+        for data in blobs:
+            self._store.blobs.put(data)
+
+    async def _set_aside(self, content_id: bytes, reason: str) -> None:
+        log.error("an image can't be encoded and is set aside: %s", reason, extra={"content_id": content_id.hex()})
+        await self._store.set_aside(content_id, reason)
+
+
+def _encoded_record(result: messages.Result, sizes: dict[bytes, int], encode_s: float) -> EncodedRecord:
+    return EncodedRecord(
+        content_id=result.content_id,
+        digest=hashlib.sha256(result.record).digest(),
+        size=len(result.record),
+        layers=tuple(result.layers),
+        shared=tuple((digest, sizes[digest]) for digest in result.shared),
+        encode_s=encode_s,
+    )

@@ -1,0 +1,58 @@
+"""The tables of the fog node's store."""
+
+from __future__ import annotations
+
+SCHEMA_VERSION = 1
+
+SCHEMA = """
+CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value) WITHOUT ROWID;
+
+CREATE TABLE IF NOT EXISTS images (
+  seq INTEGER PRIMARY KEY AUTOINCREMENT,
+  content_id BLOB NOT NULL UNIQUE,             -- SHA-256 of the JPEG, which is also its name in the blob store
+  camera TEXT NOT NULL,
+  capture_us INTEGER NOT NULL,                 -- by this node's clock
+  received_us INTEGER NOT NULL,
+  width INTEGER NOT NULL,                      -- pixels of the captured frame
+  height INTEGER NOT NULL,
+  source_bytes INTEGER NOT NULL,
+  boxes BLOB NOT NULL,                         -- JSON [[x, y, w, h, label], …] in pixels of the captured frame
+  labels BLOB NOT NULL,                        -- JSON, the distinct labels
+  state TEXT NOT NULL DEFAULT 'received',      -- received, published or bad
+  reason TEXT NOT NULL DEFAULT '',             -- why it is bad
+  source_held INTEGER NOT NULL DEFAULT 1       -- the JPEG is still in the blob store
+);
+CREATE INDEX IF NOT EXISTS images_by_state ON images (state, seq);
+
+CREATE TABLE IF NOT EXISTS sources (
+  content_id BLOB NOT NULL REFERENCES images (content_id),
+  device TEXT NOT NULL,
+  PRIMARY KEY (content_id, device)
+) WITHOUT ROWID;
+
+CREATE TABLE IF NOT EXISTS published (
+  cursor INTEGER PRIMARY KEY AUTOINCREMENT,    -- never reused
+  content_id BLOB NOT NULL UNIQUE REFERENCES images (content_id),
+  digest BLOB NOT NULL,                        -- of the record, its name in the blob store
+  size INTEGER NOT NULL,
+  layers BLOB NOT NULL,                        -- JSON [[kind, codec number, payload bytes], …]
+  encode_s REAL NOT NULL,                      -- this image's share of its batch
+  published_us INTEGER NOT NULL
+);
+
+CREATE TABLE IF NOT EXISTS shared (digest BLOB PRIMARY KEY, size INTEGER NOT NULL) WITHOUT ROWID;
+
+CREATE TABLE IF NOT EXISTS record_shared (
+  cursor INTEGER NOT NULL REFERENCES published (cursor),
+  digest BLOB NOT NULL REFERENCES shared (digest),
+  PRIMARY KEY (cursor, digest)
+) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS record_shared_by_digest ON record_shared (digest);
+
+CREATE TABLE IF NOT EXISTS shared_sent (
+  device TEXT NOT NULL,
+  digest BLOB NOT NULL,
+  times INTEGER NOT NULL,
+  PRIMARY KEY (device, digest)
+) WITHOUT ROWID;
+"""

@@ -1,0 +1,367 @@
+"""What the fog node holds durably: images, who sent them, and what was published.
+
+Bytes live in a content-addressed `BlobStore`, everything else in SQLite. A blob is always written before the row
+that names it, so a kill between the two leaves an orphan, which the next start sweeps, never a row without bytes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import os
+import sqlite3
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from fogline.common.blobs import BlobStore
+from fogline.common.boxes import Box
+from fogline.common.clock import now_us
+from fogline.common.errors import CapacityError, ConfigError, InternalError
+from fogline.fog_node.database import Database
+from fogline.fog_node.schema import SCHEMA, SCHEMA_VERSION
+
+# Uploads stop here and leave the rest to the records of what is queued: a full node must still be able to publish.
+INGEST_SHARE = 0.9
+
+
+@dataclass(frozen=True)
+class NewImage:
+    """A validated upload whose bytes are in the blob store."""
+
+    content_id: bytes
+    camera: str
+    capture_time_us: int
+    width: int
+    height: int
+    source_bytes: int
+    boxes: tuple[Box, ...]
+
+
+@dataclass(frozen=True)
+class QueuedImage:
+    """An image that waits to be encoded."""
+
+    content_id: bytes
+    camera: str
+    capture_time_us: int
+    width: int
+    height: int
+    boxes: tuple[Box, ...]
+
+
+@dataclass(frozen=True)
+class EncodedRecord:
+    """A record ready to be published; its bytes and its shared state are in the blob store."""
+
+    content_id: bytes
+    digest: bytes
+    size: int
+    layers: tuple[tuple[int, int, int], ...]  # kind, codec number, payload bytes
+    shared: tuple[tuple[bytes, int], ...]  # digest, size
+    encode_s: float
+
+
+@dataclass(frozen=True)
+class HeldImage:
+    """What became of an image that was offered before."""
+
+    state: str  # received, published or bad
+    reason: str
+
+
+@dataclass(frozen=True)
+class Notice:
+    """A published record as one device sees it."""
+
+    cursor: int
+    digest: bytes
+    size: int
+    camera: str
+    labels: frozenset[str]
+    own: bool  # the asking device uploaded this image itself
+    shared: tuple[tuple[bytes, int], ...]
+
+
+class Store:
+    """The fog node's durable state. Methods are safe from any task of one event loop; all may raise CapacityError."""
+
+    def __init__(self, data_dir: Path, capacity_bytes: int | None) -> None:
+        data_dir.mkdir(parents=True, exist_ok=True)
+        self._lock = _lock(data_dir)
+        self.capacity_bytes = capacity_bytes
+        self._database: Database | None = None
+        try:
+            self.blobs = BlobStore(data_dir / "blobs", capacity_bytes)
+            self._database = Database(data_dir / "fog.db", SCHEMA)
+        except BaseException:
+            self.close()
+            raise
+        self.store_id = b""
+        self.head = 0
+
+    async def open(self) -> None:
+        """Read the identity and the head, give quarantined images another chance, and sweep orphaned blobs."""
+
+        def job(db: sqlite3.Connection) -> tuple[bytes, int, int, set[bytes]]:
+            db.execute("INSERT OR IGNORE INTO meta VALUES ('store_id', randomblob(16))")
+            db.execute("INSERT OR IGNORE INTO meta VALUES ('schema', ?)", (SCHEMA_VERSION,))
+            # A new start often brings another encoder or a mended one; what is truly bad is set aside again.
+            db.execute("UPDATE images SET state = 'received', reason = '' WHERE state = 'bad'")
+            meta = dict(db.execute("SELECT key, value FROM meta"))
+            (head,) = db.execute("SELECT coalesce(max(cursor), 0) FROM published").fetchone()
+            named = {row[0] for row in db.execute("SELECT content_id FROM images WHERE source_held")}
+            named |= {row[0] for row in db.execute("SELECT digest FROM published UNION SELECT digest FROM shared")}
+            return meta["store_id"], meta["schema"], head, named
+
+        self.store_id, schema, self.head, named = await self._db.run(job)
+        if schema != SCHEMA_VERSION:
+            raise ConfigError(
+                f"the store has schema {schema}, this fog node writes {SCHEMA_VERSION}; use a new data_dir"
+            )
+        await asyncio.to_thread(self._sweep, named)
+
+    def close(self) -> None:
+        """Close the database and release the folder. Idempotent."""
+        if self._database is not None:
+            self._database.close()
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
+
+    # --- ingest
+
+    async def offered(self, content_id: bytes, device: str) -> HeldImage | None:
+        """What is known of an image; when it is held, `device` is one of its sources from now on."""
+
+        def job(db: sqlite3.Connection) -> HeldImage | None:
+            row = db.execute("SELECT state, reason FROM images WHERE content_id = ?", (content_id,)).fetchone()
+            if row is None:
+                return None
+            db.execute("INSERT OR IGNORE INTO sources VALUES (?, ?)", (content_id, device))
+            return HeldImage(*row)
+
+        return await self._db.run(job)
+
+    async def add(self, image: NewImage, device: str) -> bool:
+        """Make an upload durable; False when the image was there already (the device then is one more source)."""
+
+        def job(db: sqlite3.Connection) -> bool:
+            added = db.execute(
+                "INSERT OR IGNORE INTO images (content_id, camera, capture_us, received_us, width, height,"
+                " source_bytes, boxes, labels) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                (
+                    image.content_id,
+                    image.camera,
+                    image.capture_time_us,
+                    now_us(),
+                    image.width,
+                    image.height,
+                    image.source_bytes,
+                    msgspec.json.encode([(b.x, b.y, b.w, b.h, b.label) for b in image.boxes]),
+                    msgspec.json.encode(sorted({b.label for b in image.boxes})),
+                ),
+            ).rowcount
+            db.execute("INSERT OR IGNORE INTO sources VALUES (?, ?)", (image.content_id, device))
+            return added == 1
+
+        return await self._db.run(job)
+
+    async def make_room(self, size: int) -> None:
+        """Drop sources of published images, oldest first, until `size` bytes may be uploaded; else CapacityError.
+
+        Records are never dropped: a device that was away still finds every one of them.
+        """
+        if self.capacity_bytes is None:
+            return
+        limit = int(self.capacity_bytes * INGEST_SHARE)
+        while self.blobs.total_bytes + size > limit:
+            if not await self._drop_sources():
+                raise CapacityError(
+                    f"the store holds {self.blobs.total_bytes} of {self.capacity_bytes} bytes and {size} more were"
+                    f" offered; raise capacity_bytes of the fog node"
+                )
+
+    async def _drop_sources(self) -> bool:
+        rows = await self._db.run(
+            lambda db: db.execute(
+                "SELECT content_id FROM images WHERE state = 'published' AND source_held ORDER BY seq LIMIT 64"
+            ).fetchall()
+        )
+        await self.drop_sources([row[0] for row in rows])
+        return bool(rows)
+
+    async def drop_sources(self, content_ids: Sequence[bytes]) -> None:
+        """Forget the captured bytes of published images."""
+
+        def job(db: sqlite3.Connection) -> None:
+            db.executemany("UPDATE images SET source_held = 0 WHERE content_id = ?", [(c,) for c in content_ids])
+
+        await self._db.run(job)
+        await asyncio.to_thread(self._delete, content_ids)
+
+    # --- encoding
+
+    async def queued(self) -> list[QueuedImage]:
+        """Every image that waits to be encoded, in the order of arrival."""
+        rows = await self._db.run(
+            lambda db: db.execute(
+                "SELECT content_id, camera, capture_us, width, height, boxes FROM images"
+                " WHERE state = 'received' ORDER BY seq"
+            ).fetchall()
+        )
+        return [QueuedImage(*row[:5], _boxes(row[5])) for row in rows]
+
+    async def publish(self, records: Sequence[EncodedRecord]) -> int:
+        """Publish records in order, each exactly once, and return the new head."""
+
+        def job(db: sqlite3.Connection) -> int:
+            for record in records:
+                claimed = db.execute(
+                    "UPDATE images SET state = 'published', reason = '' WHERE content_id = ? AND state != 'published'",
+                    (record.content_id,),
+                ).rowcount
+                if not claimed:
+                    continue
+                cursor = db.execute(
+                    "INSERT INTO published (content_id, digest, size, layers, encode_s, published_us)"
+                    " VALUES (?, ?, ?, ?, ?, ?)",
+                    (
+                        record.content_id,
+                        record.digest,
+                        record.size,
+                        msgspec.json.encode(record.layers),
+                        record.encode_s,
+                        now_us(),
+                    ),
+                ).lastrowid
+                db.executemany("INSERT OR IGNORE INTO shared VALUES (?, ?)", record.shared)
+                db.executemany("INSERT INTO record_shared VALUES (?, ?)", [(cursor, d) for d, _ in record.shared])
+            (head,) = db.execute("SELECT coalesce(max(cursor), 0) FROM published").fetchone()
+            return int(head)
+
+        self.head = max(self.head, await self._db.run(job))
+        return self.head
+
+    async def set_aside(self, content_id: bytes, reason: str) -> None:
+        """Quarantine an image that can't be encoded, until the next start."""
+        await self._db.run(
+            lambda db: db.execute(
+                "UPDATE images SET state = 'bad', reason = ? WHERE content_id = ? AND state = 'received'",
+                (reason, content_id),
+            )
+        )
+
+    async def counts(self) -> dict[str, int]:
+        """Images by state."""
+        return dict(
+            await self._db.run(lambda db: db.execute("SELECT state, count(*) FROM images GROUP BY state").fetchall())
+        )
+
+    # --- publication
+
+    async def page(self, device: str, after: int, limit: int) -> list[Notice]:
+        """Up to `limit` published records with a cursor above `after`, rising, as `device` sees them."""
+
+        def job(db: sqlite3.Connection) -> list[Notice]:
+            rows = db.execute(
+                "SELECT cursor, digest, size, camera, labels, EXISTS (SELECT 1 FROM sources s"
+                " WHERE s.content_id = p.content_id AND s.device = ?) FROM published p JOIN images USING (content_id)"
+                " WHERE cursor > ? ORDER BY cursor LIMIT ?",
+                (device, min(after, _MAX_INTEGER), limit),
+            ).fetchall()
+            return _notices(db, rows)
+
+        return await self._db.run(job)
+
+    async def records(self, device: str, cursors: Iterable[int]) -> dict[int, Notice]:
+        """The records of these cursors that exist and that `device` may see."""
+        wanted = [c for c in cursors if c <= _MAX_INTEGER]
+
+        def job(db: sqlite3.Connection) -> list[Notice]:
+            rows = []
+            for cursor in wanted:
+                rows += db.execute(
+                    "SELECT cursor, digest, size, camera, labels, 0 FROM published p JOIN images USING (content_id)"
+                    " WHERE cursor = ? AND NOT EXISTS (SELECT 1 FROM sources s"
+                    " WHERE s.content_id = p.content_id AND s.device = ?)",
+                    (cursor, device),
+                ).fetchall()
+            return _notices(db, rows)
+
+        return {notice.cursor: notice for notice in await self._db.run(job)}
+
+    async def shared_sizes(self, device: str, digests: Iterable[bytes]) -> dict[bytes, int]:
+        """Sizes of the shared state that some record needs which `device` may see."""
+        wanted = list(digests)
+
+        def job(db: sqlite3.Connection) -> dict[bytes, int]:
+            sizes = {}
+            for digest in wanted:
+                row = db.execute(
+                    "SELECT size FROM shared WHERE digest = ? AND EXISTS (SELECT 1 FROM record_shared r"
+                    " JOIN published p USING (cursor) WHERE r.digest = shared.digest AND NOT EXISTS"
+                    " (SELECT 1 FROM sources s WHERE s.content_id = p.content_id AND s.device = ?))",
+                    (digest, device),
+                ).fetchone()
+                if row is not None:
+                    sizes[digest] = int(row[0])
+            return sizes
+
+        return await self._db.run(job)
+
+    async def count_shared_sent(self, device: str, digest: bytes) -> None:
+        """Book that a device was sent a shared-state blob to its end, for the once-per-device account."""
+        await self._db.run(
+            lambda db: db.execute(
+                "INSERT INTO shared_sent VALUES (?, ?, 1) ON CONFLICT DO UPDATE SET times = times + 1",
+                (device, digest),
+            )
+        )
+
+    # --- inside
+
+    @property
+    def _db(self) -> Database:
+        if self._database is None:
+            raise InternalError("the store is closed")
+        return self._database
+
+    def _sweep(self, named: set[bytes]) -> None:
+        self._delete([digest for digest in self.blobs.digests() if digest not in named])
+
+    def _delete(self, digests: Iterable[bytes]) -> None:
+        for digest in digests:
+            self.blobs.delete(digest)
+
+
+_MAX_INTEGER = 2**63 - 1  # SQLite's; a cursor from the wire is unsigned
+
+
+def _lock(data_dir: Path) -> int:
+    handle = os.open(data_dir / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(handle)
+        raise ConfigError(
+            f"data_dir {data_dir}: another fog node works there; stop it or name another folder"
+        ) from error
+    return handle
+
+
+def _boxes(raw: bytes) -> tuple[Box, ...]:
+    return tuple(Box(*fields) for fields in msgspec.json.decode(raw, type=list[tuple[float, float, float, float, str]]))
+
+
+def _notices(db: sqlite3.Connection, rows: list[tuple[int, bytes, int, str, bytes, int]]) -> list[Notice]:
+    notices = []
+    for cursor, digest, size, camera, labels, own in rows:
+        shared = db.execute(
+            "SELECT digest, size FROM record_shared JOIN shared USING (digest) WHERE cursor = ?", (cursor,)
+        ).fetchall()
+        names = frozenset(msgspec.json.decode(labels, type=list[str]))
+        notices.append(Notice(cursor, digest, size, camera, names, bool(own), tuple(shared)))
+    return notices
