@@ -1,0 +1,118 @@
+"""Everything an edge agent can be told. The defaults run on a Raspberry Pi."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from msgspec import Meta
+
+from fogline.common import addresses
+from fogline.common.config import Config, LogConfig, MetricsConfig, TlsConfig
+from fogline.common.errors import ConfigError
+
+DISCOVER = "discover"
+
+
+class Frames(Config, frozen=True):
+    """A run of frames of one annotated folder, counted from 0 as in the folder, refused frames included."""
+
+    path: Annotated[Path, Meta(description="OTB or VOC folder")]
+    start: Annotated[int, Meta(ge=0, description="First frame")] = 0
+    stop: Annotated[int | None, Meta(description="Frame after the last; none: to the end")] = None
+    camera: Annotated[str, Meta(description="Name sent with the images; empty: capture.camera")] = ""
+
+    def __post_init__(self) -> None:
+        """The range must be one."""
+        if self.stop is not None and self.stop < self.start:
+            raise ValueError(f"frames {self.start}..{self.stop} are not a range; need start <= stop")
+
+
+class CaptureConfig(Config, frozen=True):
+    """Where images come from."""
+
+    source: Annotated[
+        Literal["none", "folder", "sequence"],
+        Meta(description="folder: upload what is there, then what appears; sequence: replay runs of frames"),
+    ] = "none"
+    runs: Annotated[tuple[Frames, ...], Meta(description="Replayed one after another; folders are all watched")] = ()
+    camera: Annotated[str, Meta(description="Name sent with the images; empty: the folder's")] = ""
+    fps: Annotated[float, Meta(ge=0, description="Frames a second; 0: as fast as the outbox takes them")] = 10.0
+    label: Annotated[str, Meta(description="Of boxes in formats that carry no label (OTB)")] = "object"
+    poll_s: Annotated[float, Meta(gt=0, description="Seconds between looks at watched folders")] = 1.0
+
+    def __post_init__(self) -> None:
+        """A source needs folders."""
+        if self.source != "none" and not self.runs:
+            raise ValueError(f"source {self.source!r} needs `runs`; add runs: [{{path: FOLDER}}]")
+
+
+class OutboxConfig(Config, frozen=True):
+    """What was captured and is not stored at the fog node yet."""
+
+    max_bytes: Annotated[int, Meta(ge=1 << 16, description="Bytes of images held at most")] = 1 << 30
+    policy: Annotated[
+        Literal["block", "drop-oldest"], Meta(description="When full: capture waits, or the oldest image is given up")
+    ] = "block"
+
+
+class LibraryConfig(Config, frozen=True):
+    """What was received; the trainer learns from it."""
+
+    max_bytes: Annotated[int, Meta(ge=1 << 16, description="Quota; beyond it the oldest are evicted")] = 4 << 30
+
+
+class FilterConfig(Config, frozen=True):
+    """What this device wants to receive; its own images never come back."""
+
+    labels: Annotated[tuple[str, ...], Meta(description="Images with any of these labels; empty: all")] = ()
+    cameras: Annotated[tuple[str, ...], Meta(description="Images of these cameras; empty: all")] = ()
+
+
+class TrainConfig(Config, frozen=True):
+    """The detector that learns while images arrive, in a child process (the only one with torch)."""
+
+    enabled: Annotated[Literal["auto", "true", "false"], Meta(description="auto: when torch is installed")] = "auto"
+    width: Annotated[int, Meta(ge=32, description="Training resolution")] = 320
+    height: Annotated[int, Meta(ge=32, description="Training resolution")] = 192
+    batch: Annotated[int, Meta(ge=1, description="Images a step")] = 16
+    steps: Annotated[int, Meta(ge=0, description="Steps in all; 0: as long as the agent runs")] = 0
+    max_objects: Annotated[int, Meta(ge=1, description="1: single-object head; more: multi-object head")] = 1
+    lr: Annotated[float, Meta(gt=0, description="Peak learning rate")] = 1e-3
+    seed: Annotated[int, Meta(ge=0, description="Of weights and batches")] = 0
+    evaluate: Annotated[tuple[Frames, ...], Meta(description="Held-out frames on this disk")] = ()
+    evaluate_every: Annotated[int, Meta(ge=1, description="Steps between evaluations")] = 200
+    checkpoint_every: Annotated[int, Meta(ge=1, description="Steps between checkpoints")] = 200
+    publish_every: Annotated[int, Meta(ge=0, description="Steps between versions sent to the cloud; 0: never")] = 0
+    model: Annotated[str, Meta(pattern=r"^[a-z0-9._-]{1,64}$", description="Name in the model registry")] = "detector"
+    threads: Annotated[int, Meta(ge=1, description="CPU threads of the child")] = 1
+    device: Annotated[str, Meta(description="cpu, cuda, …")] = "cpu"
+
+
+class EdgeConfig(Config, frozen=True):
+    """One edge agent."""
+
+    name: Annotated[str, Meta(min_length=1, description="Of this device, as in its certificate")]
+    data_dir: Annotated[Path, Meta(description="Outbox, library and checkpoints; for one agent at a time")]
+    fog: Annotated[str, Meta(description="host:port of the fog node, or `discover` to ask the cloud server")]
+    cloud: Annotated[str, Meta(description="host:port of the cloud server; empty: none")] = ""
+    tls: TlsConfig = TlsConfig()
+    capture: CaptureConfig = CaptureConfig()
+    outbox: OutboxConfig = OutboxConfig()
+    library: LibraryConfig = LibraryConfig()
+    filter: FilterConfig = FilterConfig()
+    train: TrainConfig = TrainConfig()
+    metrics: MetricsConfig = MetricsConfig()
+    log: LogConfig = LogConfig()
+
+    def __post_init__(self) -> None:
+        """Addresses must be addresses, and discovery needs whom to ask."""
+        try:
+            if self.fog != DISCOVER:
+                addresses.parse(self.fog)
+            if self.cloud:
+                addresses.parse(self.cloud)
+        except ConfigError as error:
+            raise ValueError(str(error)) from error
+        if self.fog == DISCOVER and not self.cloud:
+            raise ValueError("`fog: discover` asks the cloud server, and `cloud` is empty; set cloud: host:port")

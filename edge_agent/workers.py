@@ -1,0 +1,112 @@
+"""The agent's threads: started together, restarted with back-off when one fails, stopped together."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from fogline.common.errors import FoglineError
+
+_log = logging.getLogger(__name__)
+_LONGEST_PAUSE_S = 30.0
+_STEADY_S = 60.0  # a worker that ran this long starts again with the shortest pause
+
+
+class Stop:
+    """The order to stop: an event to wait on, and calls that end waits elsewhere (of an RPC, say)."""
+
+    def __init__(self) -> None:
+        self._event = threading.Event()
+        self._lock = threading.Lock()
+        self._calls: list[Callable[[], object]] = []
+
+    def set(self) -> None:
+        """Give the order."""
+        with self._lock:
+            self._event.set()
+            calls = list(self._calls)
+        for call in calls:
+            call()
+
+    def __bool__(self) -> bool:
+        return self._event.is_set()
+
+    def wait(self, seconds: float) -> bool:
+        """Sleep, at most until the order; whether it was given."""
+        return self._event.wait(seconds)
+
+    @contextmanager
+    def calling(self, call: Callable[[], object]) -> Iterator[None]:
+        """While inside, the order also makes this call (at once when it was given before)."""
+        with self._lock:
+            given = self._event.is_set()
+            self._calls.append(call)
+        try:
+            if given:
+                call()
+            yield
+        finally:
+            with self._lock:
+                self._calls.remove(call)
+
+
+@dataclass
+class Worker:
+    """One task of the agent. `run` returns when its work is done or the order to stop is given."""
+
+    name: str
+    run: Callable[[], None]
+    error: str = ""  # the last failure, until it ran steadily again
+    failures: int = 0
+    alive: bool = False
+    thread: threading.Thread | None = field(default=None, repr=False)
+
+
+class Supervisor:
+    """Runs workers, each in its thread."""
+
+    def __init__(self, stop: Stop) -> None:
+        self._stop = stop
+        self.workers: list[Worker] = []
+
+    def add(self, name: str, run: Callable[[], None]) -> Worker:
+        """Start a worker."""
+        worker = Worker(name, run)
+        self.workers.append(worker)
+        worker.thread = threading.Thread(target=self._root, args=(worker,), name=name, daemon=True)
+        worker.thread.start()
+        return worker
+
+    def join(self, seconds: float) -> list[str]:
+        """Wait for all workers; the names of those that did not end in time."""
+        deadline = time.monotonic() + seconds
+        for worker in self.workers:
+            if worker.thread is not None:
+                worker.thread.join(max(0.0, deadline - time.monotonic()))
+        return [w.name for w in self.workers if w.thread is not None and w.thread.is_alive()]
+
+    def _root(self, worker: Worker) -> None:
+        pause = 0.5
+        while not self._stop:
+            started = time.monotonic()
+            worker.alive = True
+            try:
+                worker.run()
+                return
+            except FoglineError as error:
+                worker.error = str(error)
+                _log.error("%s: %s", worker.name, error)
+            except Exception as error:  # noqa: BLE001 - a task's root: whatever it was, the agent goes on
+                worker.error = f"{type(error).__name__}: {error}"
+                _log.exception("%s failed unexpectedly; please report it", worker.name)
+            finally:
+                worker.alive = False
+            worker.failures += 1
+            if time.monotonic() - started > _STEADY_S:
+                pause = 0.5
+            self._stop.wait(pause)
+            pause = min(_LONGEST_PAUSE_S, pause * 2)
