@@ -1,0 +1,90 @@
+"""Why a connection did not come about.
+
+gRPC says of any failed handshake that the peer is unavailable, and would retry for ever. This repeats the handshake
+with the `ssl` module, which says what is wrong. With TLS 1.3 a server judges the client's certificate only after the
+handshake.
+"""
+
+from __future__ import annotations
+
+import socket
+import ssl
+
+from fogline.common.addresses import Address
+from fogline.common.errors import FoglineError, IdentityError, UnavailableError
+from fogline.common.rpc.tls import Material
+
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0"  # with an empty SETTINGS frame
+
+
+def diagnose(address: Address, own: Material | None, timeout_s: float) -> FoglineError:
+    """Try to reach `address` once: IdentityError when certificates are the reason, else UnavailableError."""
+    try:
+        with socket.create_connection((address.host, address.port), timeout=timeout_s) as sock:
+            return _plain(sock, address) if own is None else _encrypted(sock, address, own)
+    except OSError as error:
+        reason = "no answer" if isinstance(error, TimeoutError) else error.strerror or error
+        return UnavailableError(f"{address}: {reason}; is it running, and is the address right?")
+
+
+def _encrypted(sock: socket.socket, address: Address, own: Material) -> FoglineError:
+    context = ssl.create_default_context(cadata=own.ca.decode("ascii", "replace"))
+    context.set_alpn_protocols(["h2"])
+    context.load_cert_chain(own.cert_path, own.key_path)
+    try:
+        with context.wrap_socket(sock, server_hostname=address.host) as wrapped:
+            wrapped.sendall(PREFACE)
+            if wrapped.recv(1):
+                return UnavailableError(f"{address}: it was starting or too busy to answer")
+    except ssl.SSLCertVerificationError as error:
+        return IdentityError(f"{address}: we refuse its certificate: {_verdict(error, address)}")
+    except ssl.SSLError as error:
+        return _alert(error, address)
+    except OSError as error:
+        return UnavailableError(f"{address}: the connection broke during the TLS handshake: {error.strerror or error}")
+    return UnavailableError(f"{address}: it closed the connection after the TLS handshake")
+
+
+def _verdict(error: ssl.SSLCertVerificationError, address: Address) -> str:
+    message = error.verify_message.rstrip(".")
+    low = message.lower()
+    if "expired" in low:
+        return "it has expired; enrol that host again with `fogline ca enrol`"
+    if "not yet valid" in low:
+        return "it is not yet valid; check the clocks of both hosts"
+    if "mismatch" in low or "not valid for" in low:
+        return f"it is not for {address.host!r}; enrol that host with this name or address among its hosts"
+    if "purpose" in low:
+        return f"{message}; it was enrolled as an edge, which does not serve"
+    return f"{message}; it comes from another authority than ours: compare tls.ca on both ends"
+
+
+def _alert(error: ssl.SSLError, address: Address) -> FoglineError:
+    reason = (error.reason or str(error)).upper()
+    words = reason.lower().replace("_", " ")
+    if any(sign in reason for sign in ("WRONG_VERSION", "HTTP_REQUEST", "PACKET_LENGTH", "RECORD_LAYER")):
+        return IdentityError(f"{address} does not speak TLS; is it set to tls.insecure? Both ends must agree")
+    if "EXPIRED" in reason:
+        return IdentityError(f"{address} refuses our certificate as expired; enrol again, and check that host's clock")
+    if "UNKNOWN_CA" in reason:
+        return IdentityError(f"{address} trusts another authority than ours; compare tls.ca on both ends")
+    if any(sign in reason for sign in ("CERT", "ACCESS_DENIED", "DECRYPT")):
+        return IdentityError(f"{address} refuses our certificate ({words}); enrol again with its authority")
+    return UnavailableError(f"{address}: the TLS handshake failed ({words})")
+
+
+def _plain(sock: socket.socket, address: Address) -> FoglineError:
+    """The peer did not take our plain HTTP/2: does it speak TLS?"""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    context.set_alpn_protocols(["h2"])
+    try:
+        with context.wrap_socket(sock):
+            pass
+    except ssl.SSLError as error:
+        if "ALERT" not in (error.reason or ""):
+            return UnavailableError(f"{address}: it does not answer as a gRPC server")
+    except OSError as error:
+        return UnavailableError(f"{address}: {error.strerror or error}")
+    return IdentityError(f"{address} speaks TLS and we are set to tls.insecure; set tls.ca, tls.cert and tls.key")
