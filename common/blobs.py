@@ -15,6 +15,7 @@ import hashlib
 import os
 import secrets
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -177,6 +178,16 @@ class BlobStore:
         with self._lock:
             self._partial(digest).unlink(missing_ok=True)
             self._reserved.pop(digest, None)
+
+    def drop_partials(self, idle_s: float) -> int:
+        """Forget blobs that nothing was added to for `idle_s` seconds: their senders are gone. Returns how many."""
+        dropped = 0
+        for path in list(self._partials.iterdir()):
+            with self._lock, suppress(FileNotFoundError):
+                if time.time() - path.stat().st_mtime > idle_s:
+                    self.drop_partial(bytes.fromhex(path.name))
+                    dropped += 1
+        return dropped
 
     def _partial(self, digest: bytes) -> Path:
         return self._partials / _name(digest)

@@ -24,7 +24,8 @@ from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 import yaml
-from msgspec import Meta, inspect
+from msgspec import Meta as Meta
+from msgspec import inspect
 
 from fogline.common.errors import ConfigError
 

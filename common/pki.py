@@ -25,7 +25,7 @@ from fogline.common.errors import ConfigError, IdentityError
 
 Role = Literal["edge", "fog", "cloud"]
 ROLES: tuple[Role, ...] = get_args(Role)
-NAME_PATTERN = r"[a-z0-9][a-z0-9._-]{0,62}"
+NAME_PATTERN = r"[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?"
 
 AUTHORITY_DAYS = 3650
 DEVICE_DAYS = 365
@@ -114,7 +114,7 @@ class Authority:
         """
         if not re.fullmatch(NAME_PATTERN, name):
             raise ConfigError(
-                f"device name {name!r} is not allowed; use a-z, 0-9, '.', '_' and '-', at most 63 characters"
+                f"device name {name!r} is not allowed; use 1 to 63 of a-z 0-9 . _ -, the ends a-z or 0-9"
             )
         if role not in ROLES:
             raise ConfigError(f"role {role!r} is unknown; use one of {', '.join(ROLES)}")

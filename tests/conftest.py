@@ -1,4 +1,4 @@
-"""Shared fixtures: certificates, free ports, real data, waiting without sleeping; and no process may outlive the run."""
+"""Shared fixtures: certificates, free ports, real data, waiting without sleep; and no process may outlive the run."""
 
 from __future__ import annotations
 

@@ -1,0 +1,175 @@
+"""The model registry: safetensors files by name and version, durable over kill -9 and power cuts.
+
+A model arrives in pieces (`begin`, `append`, `finish`), each of which may be the last before a crash: `begin` then says
+where to go on. A version exists once its row does; the bytes are on disk before that.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from fogline.cloud_server import database
+from fogline.cloud_server.config import ModelsConfig
+from fogline.cloud_server.safetensors_header import check_safetensors
+from fogline.common.blobs import DIGEST_BYTES, BlobStore
+from fogline.common.errors import InputError
+
+MAX_QUERY = 64  # names in one heartbeat
+PARTIAL_IDLE_S = 86_400.0  # a publisher silent for a day starts over
+
+_NAME = re.compile(r"[a-z0-9._-]{1,64}")
+_COLUMNS = "name, version, digest, size, device, time_us"
+
+_SCHEMA = """
+CREATE TABLE versions (
+    name TEXT NOT NULL,
+    version INTEGER NOT NULL,
+    digest BLOB NOT NULL,
+    size INTEGER NOT NULL,
+    device TEXT NOT NULL,
+    time_us INTEGER NOT NULL,
+    PRIMARY KEY (name, version),
+    UNIQUE (name, digest)
+) STRICT
+"""
+
+
+@dataclass(frozen=True)
+class Version:
+    """One version of one model. `time_us`: when it was stored, by the server's clock; `device`: who published it."""
+
+    name: str
+    version: int
+    digest: bytes
+    size: int
+    device: str
+    time_us: int
+
+
+class ModelStore:
+    """Versions in SQLite, bytes in a blob store. Any thread may call."""
+
+    def __init__(self, folder: Path, config: ModelsConfig) -> None:
+        self._config = config
+        self._blobs = BlobStore(folder / "blobs", config.quota_bytes)
+        self._db = database.connect(folder / "models.sqlite", _SCHEMA, 1, "FULL")
+        self._lock = threading.Lock()  # of the database
+        self._finishing = threading.Lock()  # no byte is an orphan between its commit and its row
+        self._drop_orphans()
+
+    def close(self) -> None:
+        """Close the database."""
+        with self._lock:
+            self._db.close()
+
+    def begin(self, name: str, digest: bytes, size: int) -> Version | int:
+        """Return the version that these bytes already are, or the offset to send them from.
+
+        Raises InputError for an offer that can never be stored, CapacityError for one that does not fit now.
+        """
+        if not _NAME.fullmatch(name):
+            raise InputError(f"model name {name[:80]!r} is not allowed; use 1 to 64 of a-z, 0-9, '.', '_' and '-'")
+        if len(digest) != DIGEST_BYTES:
+            raise InputError(f"model {name}: digest of {len(digest)} bytes; a SHA-256 has {DIGEST_BYTES}")
+        if not 0 < size <= self._config.max_bytes:
+            raise InputError(
+                f"model {name} of {size} bytes: 1 to {self._config.max_bytes} are allowed (models.max_bytes)"
+            )
+        if found := self._find(name, digest):
+            return found
+        if self._blobs.has(digest):
+            if self._blobs.size(digest) != size:
+                raise InputError(f"model {name}: {digest.hex()} has {self._blobs.size(digest)} bytes, not {size}")
+            return size  # nothing to send: held under another name
+        self._blobs.drop_partials(PARTIAL_IDLE_S)
+        offset = self._blobs.partial_offset(digest)
+        if offset > size:
+            raise InputError(f"model {name}: {offset} bytes of {digest.hex()} are held and {size} are announced")
+        self._blobs.append(digest, offset, b"", size)  # reserves the room
+        return offset
+
+    def append(self, digest: bytes, offset: int, data: bytes, size: int) -> None:
+        """Store a piece. Raises ProtocolError for one out of order, CapacityError for a full disk."""
+        self._blobs.append(digest, offset, data, size)
+
+    def finish(self, name: str, digest: bytes, device: str, now_us: int) -> Version:
+        """Make the next version of `name` from bytes that are all here.
+
+        Raises ProtocolError when they don't match the digest, InputError when they are no safetensors file; they are
+        dropped in both cases.
+        """
+        with self._finishing:
+            return self._finish(name, digest, device, now_us)
+
+    def _finish(self, name: str, digest: bytes, device: str, now_us: int) -> Version:
+        if not self._blobs.has(digest):
+            self._blobs.commit(digest)
+        try:
+            check_safetensors(self._blobs.path(digest))
+        except InputError:
+            self._blobs.delete(digest)
+            raise
+        size = self._blobs.size(digest)
+        with self._lock, database.transaction(self._db) as db:
+            row = db.execute(
+                f"SELECT {_COLUMNS} FROM versions WHERE name = ? AND digest = ?", (name, digest)
+            ).fetchone()
+            if row is not None:
+                return Version(*row)
+            newest = db.execute("SELECT coalesce(max(version), 0) FROM versions WHERE name = ?", (name,)).fetchone()[0]
+            made = Version(name, newest + 1, digest, size, device, now_us)
+            db.execute(
+                "INSERT INTO versions VALUES (?, ?, ?, ?, ?, ?)", (name, newest + 1, digest, size, device, now_us)
+            )
+            oldest_kept = made.version - self._config.keep_versions + 1
+            db.execute("DELETE FROM versions WHERE name = ? AND version < ?", (name, oldest_kept))
+        self._drop_orphans()
+        return made
+
+    def latest(self, name: str) -> Version | None:
+        """Return the newest version of a model, None where there is none."""
+        with self._lock:
+            row = self._db.execute(
+                f"SELECT {_COLUMNS} FROM versions WHERE name = ? ORDER BY version DESC LIMIT 1", (name,)
+            ).fetchone()
+        return Version(*row) if row else None
+
+    def newer(self, held: Mapping[str, int]) -> list[Version]:
+        """Return the newest versions of the named models that are newer than those held (name to version)."""
+        if len(held) > MAX_QUERY:
+            raise InputError(f"a heartbeat names {len(held)} models; at most {MAX_QUERY}")
+        found = (self.latest(name) for name in sorted(held))
+        return [version for version in found if version is not None and version.version > held[version.name]]
+
+    def open_for_reading(self, digest: bytes) -> tuple[Path, int]:
+        """Return path and size of a model's bytes. Raises InputError when no version has them."""
+        with self._lock:
+            row = self._db.execute("SELECT size FROM versions WHERE digest = ? LIMIT 1", (digest,)).fetchone()
+        if row is None:
+            raise InputError(f"no model has the digest {digest.hex()[:64]}; ask for the latest version again")
+        return self._blobs.path(digest), int(row[0])
+
+    def totals(self) -> tuple[int, int]:
+        """Return how many versions are held, and their bytes."""
+        with self._lock:
+            count = self._db.execute("SELECT count(*) FROM versions").fetchone()[0]
+        return int(count), self._blobs.total_bytes
+
+    def _find(self, name: str, digest: bytes) -> Version | None:
+        with self._lock:
+            row = self._db.execute(
+                f"SELECT {_COLUMNS} FROM versions WHERE name = ? AND digest = ?", (name, digest)
+            ).fetchone()
+        return Version(*row) if row else None
+
+    def _drop_orphans(self) -> None:
+        """Delete bytes that no version names: of versions no longer kept, or from a crash just before the row."""
+        with self._lock:
+            named = {row[0] for row in self._db.execute("SELECT DISTINCT digest FROM versions")}
+            for digest in list(self._blobs.digests()):
+                if digest not in named:
+                    self._blobs.delete(digest)
