@@ -19,7 +19,8 @@ from fogline.common import process
 from fogline.common.config import MetricsConfig
 from fogline.common.errors import ConfigError
 
-LINKS = ("edge-fog", "edge-cloud", "fog-cloud")
+# Of the last: a cloud server, which sees both kinds of peers through one port.
+LINKS = ("edge-fog", "edge-cloud", "fog-cloud", "cloud")
 DIRECTIONS = ("sent", "received")
 KINDS = ("image", "record", "shared_state", "model", "control")
 UPLOAD_OUTCOMES = ("stored", "duplicate", "rejected", "dropped")

@@ -53,8 +53,12 @@ def cpu_seconds() -> float:
     return float(total)
 
 
-def announce_ready(**ports: object) -> None:
-    """Print `ready {json}` on stdout: the one line that tells a launcher we serve, and on which ports."""
+def announce_ready(*, metrics_port: int, port: int | None = None) -> None:
+    """Print `ready {json}` on stdout: the one line that tells a launcher we serve, and on which ports.
+
+    `port` is gRPC's, of processes that have one; `metrics_port` is -1 where metrics are off.
+    """
+    ports = {"metrics_port": metrics_port} | ({"port": port} if port is not None else {})
     sys.stdout.write(f"ready {json.dumps(ports)}\n")
     sys.stdout.flush()
 

@@ -1,0 +1,71 @@
+"""One cloud server: its stores, its services, its metrics, from start to clean end."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+from fogline.cloud_server.config import CloudConfig
+from fogline.cloud_server.fleet_service import FleetService
+from fogline.cloud_server.model_service import ModelService
+from fogline.cloud_server.models import ModelStore
+from fogline.cloud_server.registry import Registry
+from fogline.common import process
+from fogline.common.clock import now_us
+from fogline.common.metrics import CloudMetrics
+from fogline.common.rpc.accounting import LinkMeter
+from fogline.common.rpc.gen import control_pb2_grpc
+from fogline.common.rpc.server import aio_server
+
+GAUGES_S = 1.0  # how often the gauges are brought up to date
+
+log = logging.getLogger(__name__)
+
+
+async def serve(config: CloudConfig) -> None:
+    """Serve until SIGTERM or SIGINT. Raises what the stores and the sockets raise before it is ready."""
+    stop = process.aio_stop_event()
+    metrics = CloudMetrics()
+    registry = Registry(config.data_dir / "fleet.sqlite", config.heartbeat_ms, config.max_devices)
+    models = ModelStore(config.data_dir / "models", config.models)
+    state = {"ok": False}
+    web, metrics_port = metrics.serve(config.metrics, lambda: state)
+    try:
+        server, port = await aio_server(
+            config.listen,
+            config.tls,
+            LinkMeter("cloud", metrics.link_bytes),
+            [
+                (
+                    control_pb2_grpc.add_FleetServiceServicer_to_server,
+                    FleetService(registry, models, config.heartbeat_ms),
+                ),
+                (control_pb2_grpc.add_ModelServiceServicer_to_server, ModelService(models)),
+            ],
+        )
+        await server.set_ready(True)
+        state["ok"] = True
+        process.announce_ready(port=port, metrics_port=metrics_port)
+        log.info("serving", extra={"port": port, "metrics_port": metrics_port, "data_dir": str(config.data_dir)})
+        while not stop.is_set():
+            _update(metrics, registry, models)
+            try:
+                await asyncio.wait_for(stop.wait(), GAUGES_S)
+            except asyncio.TimeoutError:
+                continue
+        state["ok"] = False
+        log.info("stopping")
+        await server.stop()
+    finally:
+        web.close()
+        models.close()
+        registry.close()
+
+
+def _update(metrics: CloudMetrics, registry: Registry, models: ModelStore) -> None:
+    devices = registry.devices(now_us())
+    metrics.devices_known.set(len(devices))
+    metrics.devices_alive.set(sum(device.alive for device in devices))
+    versions, held = models.totals()
+    metrics.model_versions.set(versions)
+    metrics.model_bytes.set(held)
