@@ -12,23 +12,21 @@ _READ_AT_ONCE = 1 << 20
 
 @dataclass(frozen=True)
 class Ready:
-    """What a process says once it serves."""
+    """The ports that a process says it serves on."""
 
-    port: int | None  # of its gRPC server; None for an edge agent
+    port: int | None  # gRPC; None for an edge agent
     metrics_port: int | None
 
 
 def parse_ready(line: str) -> Ready | None:
-    """The ready announcement in one log line, or None when the line is something else."""
-    if '"ready"' not in line:
+    """The ready announcement in one line (`ready {json}`), or None when the line is something else."""
+    if not line.startswith("ready {"):
         return None
     try:
-        entry: Any = json.loads(line)
+        ports: Any = json.loads(line.removeprefix("ready "))
     except ValueError:
         return None
-    if not isinstance(entry, dict) or entry.get("msg") != "ready":
-        return None
-    return Ready(_port(entry.get("port")), _port(entry.get("metrics_port")))
+    return Ready(_port(ports.get("port")), _port(ports.get("metrics_port")))
 
 
 def _port(value: Any) -> int | None:

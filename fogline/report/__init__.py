@@ -1,0 +1,1 @@
+"""What `fogline up` measured: the evaluation, `report.json` and `report.html`."""

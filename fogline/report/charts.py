@@ -1,0 +1,189 @@
+"""The report's charts as inline SVG."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from fogline.report.traffic import Model, Traffic
+
+_INK, _MUTED, _GRID = "#1d2733", "#5d6b7a", "#e3e8ee"
+COLOURS = {
+    "uplink": "#2f6fdb",
+    "downlink": "#16a394",
+    "shared_state": "#8a63d2",
+    "control": "#e0a030",
+    "baseline": "#b9c3cf",
+    "source": "#5d6b7a",
+    "decoded": "#16a394",
+    "untrained": "#e0a030",
+}
+_STYLE: Any = {
+    "font.family": "DejaVu Sans",
+    "font.size": 9.5,
+    "svg.fonttype": "none",  # text stays text: small, selectable, in the page's own font
+    "text.color": _INK,
+    "axes.labelcolor": _MUTED,
+    "axes.edgecolor": _GRID,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": _GRID,
+    "xtick.color": _MUTED,
+    "ytick.color": _MUTED,
+    "legend.frameon": False,
+    "figure.facecolor": "none",
+    "axes.facecolor": "none",
+}
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A measured quantity over training steps, one value per seed where there are several."""
+
+    steps: tuple[int, ...]
+    runs: tuple[tuple[float, ...], ...]  # a row per seed
+
+    def mean(self) -> list[float]:
+        """The mean over seeds."""
+        return [sum(values) / len(values) for values in zip(*self.runs, strict=True)]
+
+
+def bytes_chart(traffic: Traffic, codec: str) -> str:
+    """Bytes on the wire against both baselines, stacked by kind."""
+    bars = [
+        ("JPEGs as captured,\nevery device to every other", [("baseline", traffic.serverless)]),
+        ("JPEGs resized first (q75),\nevery device to every other", [("baseline", traffic.serverless_resized)]),
+        (
+            f"through the fog node\n({codec})",
+            [(k, getattr(traffic, k)) for k in ("uplink", "downlink", "shared_state", "control")],
+        ),
+    ]
+    names = {"uplink": "images up", "downlink": "records down", "shared_state": "shared state", "control": "control"}
+    scale, unit = _unit(max(traffic.serverless, traffic.serverless_resized, traffic.total))
+    figure, axes = _figure(8.6, 2.7)
+    seen = set()
+    for row, (_, parts) in enumerate(bars):
+        left = 0.0
+        for kind, value in parts:
+            label = names.get(kind) if value and kind not in seen else None
+            seen.add(kind)
+            axes.barh(row, value / scale, left=left / scale, height=0.62, color=COLOURS[kind], label=label)
+            left += value
+        axes.annotate(
+            f"{left / scale:.3g} {unit}",
+            (left / scale, row),
+            (5, 0),
+            textcoords="offset points",
+            va="center",
+            color=_INK,
+        )
+    axes.set_yticks(range(len(bars)), [name for name, _ in bars], color=_INK)
+    axes.invert_yaxis()
+    axes.grid(axis="y", visible=False)
+    axes.set_xlabel(f"{unit} on the wire, headers and control included")
+    axes.margins(x=0.1)
+    axes.legend(loc="lower right", ncols=2)
+    return _svg(figure)
+
+
+def gain_chart(traffic: Traffic, model: Model) -> str:
+    """n / (1 + alpha n) over the number of receivers, with what was measured."""
+    figure, axes = _figure(4.6, 2.7)
+    most = max(12, round(model.n * 1.5))
+    receivers = range(1, most + 1)
+    axes.plot(receivers, receivers, color=COLOURS["baseline"], linestyle=":", label="alpha = 0: free records")
+    axes.plot(
+        receivers,
+        [Model(n, model.alpha).gain for n in receivers],
+        color=COLOURS["uplink"],
+        label=f"n/(1+alpha n), alpha = {model.alpha:.3f}",
+    )
+    axes.plot([model.n], [traffic.gain_vs_source], "o", color=COLOURS["control"], label="measured, all bytes")
+    axes.set_xlabel("receivers of each image, n")
+    axes.set_ylabel("gain over JPEGs as captured")
+    axes.set_ylim(0, Model(most, model.alpha).gain * 1.6 + 1)
+    axes.legend(loc="upper left")
+    return _svg(figure)
+
+
+def curves_chart(
+    curves: Mapping[str, Curve], ylabel: str, levels: Mapping[str, float] | None = None, *, log: bool = False
+) -> str:
+    """One line per name (mean over seeds, band from lowest to highest), dashed lines at `levels`."""
+    figure, axes = _figure(4.6, 2.7)
+    for name, curve in curves.items():
+        colour = COLOURS.get(name, _INK)
+        axes.plot(curve.steps, curve.mean(), color=colour, label=f"trained on {name} images", linewidth=1.8)
+        if len(curve.runs) > 1:
+            low = [min(values) for values in zip(*curve.runs, strict=True)]
+            high = [max(values) for values in zip(*curve.runs, strict=True)]
+            axes.fill_between(curve.steps, low, high, color=colour, alpha=0.15, linewidth=0)
+    for name, level in (levels or {}).items():
+        axes.axhline(level, color=COLOURS["control"], linestyle="--", linewidth=1.2, label=name)
+    if log:
+        axes.set_yscale("log")
+    axes.set_xlabel("training steps")
+    axes.set_ylabel(ylabel)
+    axes.legend()
+    return _svg(figure)
+
+
+def fleet_chart(curves: Mapping[str, Curve], ylabel: str) -> str:
+    """One thin line per device."""
+    figure, axes = _figure(6.4, 2.7)
+    palette = ("#2f6fdb", "#16a394", "#8a63d2", "#e0a030", "#c2557d", "#5d6b7a")
+    for index, (name, curve) in enumerate(curves.items()):
+        colour = palette[index % len(palette)]
+        axes.plot(curve.steps, curve.runs[0], color=colour, linewidth=1.4, marker="o", markersize=2.5, label=name)
+    axes.set_xlabel("training steps")
+    axes.set_ylabel(ylabel)
+    axes.legend(ncols=2, fontsize=8)
+    return _svg(figure)
+
+
+def delay_chart(delays_s: Sequence[float], p50: float, p95: float) -> str:
+    """The share of (image, receiver) pairs that were usable within so many seconds of capture."""
+    figure, axes = _figure(4.6, 2.7)
+    ordered = sorted(delays_s)
+    share = [(index + 1) / len(ordered) for index in range(len(ordered))]
+    axes.plot(ordered, share, color=COLOURS["uplink"], linewidth=1.8, drawstyle="steps-post")
+    for value, name in ((p50, "p50"), (p95, "p95")):
+        axes.axvline(value, color=COLOURS["control"], linestyle="--", linewidth=1.2)
+        axes.annotate(f"{name} {value:.2g} s", (value, 0.04), (4, 0), textcoords="offset points", color=_MUTED)
+    axes.set_xlabel("seconds from capture to usable at a receiver")
+    axes.set_ylabel("share of deliveries")
+    axes.set_ylim(0, 1.02)
+    axes.set_xlim(left=0)
+    return _svg(figure)
+
+
+def _unit(largest: float) -> tuple[float, str]:
+    for scale, unit in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if largest >= scale:
+            return scale, unit
+    return 1.0, "B"
+
+
+def _figure(width: float, height: float) -> tuple[Any, Any]:
+    import matplotlib as mpl
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        FigureCanvasSVG(figure)
+        return figure, figure.subplots()
+
+
+def _svg(figure: Any) -> str:
+    import matplotlib as mpl
+
+    buffer = io.StringIO()
+    with mpl.rc_context(_STYLE):
+        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    text = buffer.getvalue()
+    return text[text.index("<svg") :]

@@ -1,0 +1,149 @@
+"""Everything that one run of the job showed: the evaluation fills it in, `report.json` and the page show it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from fogline.report.charts import Curve
+from fogline.report.holdings import Completeness
+from fogline.report.pictures import Exhibit, Panel
+from fogline.report.traffic import Flow, Model, Traffic
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Score:
+    """One decoded image against the captured original at the coded size. PSNR in dB."""
+
+    content_id: bytes
+    camera: str
+    record_bytes: int
+    background_bytes: int  # payload of the background layer
+    object_bytes: int  # payloads of all object layers
+    full_db: float
+    background_db: float  # outside all boxes
+    object_db: float | None  # inside the boxes; None without a box
+    object_background_db: float | None  # the same region, by the background layer alone
+
+
+@dataclass(frozen=True)
+class CodecTrial:
+    """One codec on the few frames that every codec was given."""
+
+    codec: str
+    params: Mapping[str, Any]
+    bytes_per_image: float
+    full_db: float
+    background_db: float
+    object_db: float | None
+    encode_per_s: float
+    decode_per_s: float
+    this_run: bool
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The same detector, seeds, steps and held-out frames; trained on source and on decoded images."""
+
+    metric: str  # iou, ap50
+    seeds: tuple[int, ...]
+    steps: int
+    images: int
+    epochs: float
+    untrained: tuple[float, ...]  # a value per seed, here and below
+    constant_box: float
+    on_source: tuple[float, ...]
+    on_decoded: tuple[float, ...]
+    seconds_source: float
+    seconds_decoded: float
+    metric_curves: Mapping[str, Curve]
+    loss_curves: Mapping[str, Curve]
+
+
+@dataclass(frozen=True)
+class Device:
+    """One process over the whole run."""
+
+    name: str
+    tier: str
+    cpu_s: float
+    restarts: int
+    captured: int | None = None
+    uploaded: int | None = None  # images that the fog node acknowledged as stored, for the first time or again
+    completeness: Completeness | None = None
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Images a second, and on what."""
+
+    images_per_s: float
+    device: str
+
+
+@dataclass(frozen=True)
+class Delay:
+    """Seconds from capture to usable, over all (image, receiver) pairs."""
+
+    p50: float
+    p95: float
+    all: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Findings:
+    """One run."""
+
+    title: str
+    synthetic: bool
+    codec: str
+    codec_params: Mapping[str, Any]
+    size: tuple[int, int] | None  # coded width and height where all cameras agree
+    width: int  # coded width
+    images: int
+    receivers_per_image: float
+    traffic: Traffic
+    flows: Sequence[Flow]
+    model: Model
+    scores: Sequence[Score]
+    encode: Speed
+    decode: Speed
+    prepare_per_s: float
+    delay: Delay
+    devices: Sequence[Device]
+    published_twice: int
+    comparison: Comparison | None
+    fleet: Mapping[str, Curve]  # IoU (or AP50) on each training edge while images arrived
+    trials: Sequence[CodecTrial]
+    exhibits: Sequence[Exhibit]
+    trial_strips: Sequence[Sequence[Panel]]
+    refused: Sequence[str]
+    seconds: Mapping[str, float]  # wall time of each phase
+    environment: Mapping[str, str]
+    command: str
+    config: Mapping[str, Any]
+
+    @property
+    def edges(self) -> list[Device]:
+        """The edge agents."""
+        return [device for device in self.devices if device.tier == "edge"]
+
+    @property
+    def lost(self) -> int:
+        """(image, receiver) pairs that are missing."""
+        return sum(d.completeness.lost for d in self.edges if d.completeness)
+
+    @property
+    def duplicated(self) -> int:
+        """Records beyond the first of an image at a receiver, images where they don't belong, double publications."""
+        checks = [d.completeness for d in self.edges if d.completeness]
+        return sum(c.duplicated + c.unexpected for c in checks) + self.published_twice
+
+
+def mean(values: Sequence[float | None]) -> float | None:
+    """The mean of what is there; None when nothing is."""
+    there = [value for value in values if value is not None]
+    return sum(there) / len(there) if there else None
