@@ -1,0 +1,29 @@
+"""Encoders by name. Each is imported only when asked for: `siren` needs torch, the classical ones don't."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from fogline.common.errors import ConfigError
+from fogline.common.images.codec import ImageEncoder
+
+ENCODERS = ("siren", "jpeg2", "avif2")
+
+
+def build_encoder(name: str, params: Mapping[str, Any], device: str = "cpu") -> ImageEncoder:
+    """The encoder of this name. Raises ConfigError for an unknown name, parameter or device."""
+    if name == "siren":
+        from fogline.fog_node.encoders.siren import SirenEncoder
+        from fogline.fog_node.encoders.siren_params import siren_params
+
+        return SirenEncoder(siren_params(params), device)
+    if name == "jpeg2":
+        from fogline.common.images import jpeg2
+
+        return jpeg2.make_encoder(params, device)
+    if name == "avif2":
+        from fogline.common.images import avif2
+
+        return avif2.make_encoder(params, device)
+    raise ConfigError(f"image codec {name!r} is unknown; known: {', '.join(ENCODERS)}")

@@ -1,0 +1,48 @@
+"""Settings of the `siren` encoder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta
+
+from fogline.common.config import Config
+from fogline.common.errors import ConfigError
+from fogline.common.images.siren import MAX_DEPTH, MAX_WIDTH
+
+
+class SirenParams(Config, frozen=True):
+    """What `siren` takes as parameters. Unset ones depend on the profile."""
+
+    profile: Annotated[
+        Literal["fast", "reference"],
+        Meta(description="`fast`: batched; `reference`: the published method, one network at a time, hours per image"),
+    ] = "fast"
+    seed: Annotated[int, Meta(ge=0, le=2**31 - 1, description="Seed of initial weights and pixel order")] = 0
+    steps: Annotated[int, Meta(ge=1, description="Steps of a background network")] | None = None
+    object_steps: Annotated[int, Meta(ge=1, description="Steps of an object network")] | None = None
+    depth: Annotated[int, Meta(ge=1, le=MAX_DEPTH, description="Sine layers of every background network")] | None = None
+    width: Annotated[int, Meta(ge=1, le=MAX_WIDTH, description="Units of each of those layers")] | None = None
+    target_db: Annotated[
+        float, Meta(ge=10, le=50, description="Background PSNR that the fast profile sizes its networks for")
+    ] = 27.0
+    bits: Annotated[int, Meta(ge=3, le=8, description="Bits of a weight before entropy coding")] = 7
+
+    def __post_init__(self) -> None:
+        """Depth and width are one choice."""
+        if (self.depth is None) != (self.width is None):
+            raise ValueError("`depth` and `width` go together; set both or neither")
+
+
+def siren_params(values: Mapping[str, Any]) -> SirenParams:
+    """Check the parameters. Raises ConfigError that names the key."""
+    unknown = sorted(set(values) - set(SirenParams.__struct_fields__))
+    if unknown:
+        known = ", ".join(SirenParams.__struct_fields__)
+        raise ConfigError(f"codec siren: parameter `{unknown[0]}` is unknown; known: {known}")
+    try:
+        return msgspec.convert(dict(values), SirenParams)
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"codec siren: {error}") from error
