@@ -1,0 +1,124 @@
+"""Records to training tensors: parse once on arrival, then decode whole batches at any size."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+
+from fogline.common.boxes import Box
+from fogline.common.errors import FormatError, InputError
+from fogline.common.images import builtin as builtin  # registers the codecs
+from fogline.common.images.codec import LayerCodec, Placement, codec_of
+from fogline.common.images.record import ImageRecord, LayerKind
+from fogline.common.images.regions import Region, place
+
+
+@dataclass(frozen=True)
+class PreparedLayer:
+    """A layer whose payload was parsed by its codec."""
+
+    codec: LayerCodec
+    kind: LayerKind
+    region: Region
+    scale: float
+    data: Any
+
+
+@dataclass(frozen=True)
+class PreparedImage:
+    """A record that needs no further parsing; what a device keeps in memory to decode again and again."""
+
+    size: tuple[int, int]  # width, height of the coded frame
+    source_size: tuple[int, int]
+    boxes: tuple[Box, ...]  # in pixels of the captured frame
+    layers: tuple[PreparedLayer, ...]
+
+    def boxes_at(self, size: tuple[int, int] | None = None) -> tuple[Box, ...]:
+        """The boxes in pixels of a decoded image of `size` (width, height); None: the coded size."""
+        width, height = size or self.size
+        return tuple(box.scaled(width / self.source_size[0], height / self.source_size[1]) for box in self.boxes)
+
+
+class BatchDecoder:
+    """Decodes batches of prepared images on one device. Safe to share between threads."""
+
+    def __init__(self, device: str = "cpu") -> None:
+        self._device = torch.device(device)
+
+    def prepare(self, record: ImageRecord, shared: Mapping[bytes, bytes]) -> PreparedImage:
+        """Parse a record's payloads, once. `shared` maps digests to blobs.
+
+        Raises FormatError for an unknown codec, a malformed payload or a missing blob.
+        """
+        if missing := [digest for digest in record.shared if digest not in shared]:
+            raise FormatError(
+                f"record {record.content_id.hex()[:12]} needs blob {missing[0].hex()[:12]}; fetch it first"
+            )
+        layers = []
+        for layer in record.layers:
+            codec = codec_of(layer.codec, layer.version)
+            data = codec.prepare(layer, shared)
+            layers.append(PreparedLayer(codec, layer.kind, layer.region, layer.scale, data))
+        return PreparedImage(record.size, record.source_size, record.boxes, tuple(layers))
+
+    def decode(
+        self,
+        prepared: Sequence[PreparedImage],
+        size: tuple[int, int] | None = None,
+        *,
+        layers: Literal["all", "background"] = "all",
+    ) -> torch.Tensor:
+        """Decode a batch to float32 (B, 3, H, W) in [0, 1] on the device.
+
+        `size` is (width, height); None takes the coded size, which must then be the same for all. Each
+        codec is called once, with all of its layers in the batch.
+        """
+        if size is None:
+            sizes = {image.size for image in prepared}
+            if len(sizes) != 1:
+                raise InputError(f"a batch of coded sizes {sorted(sizes)}: give the size to decode at")
+            (size,) = sizes
+        jobs = [
+            _Job(index, layer, placement)
+            for index, image in enumerate(prepared)
+            for layer in image.layers
+            if layers == "all" or layer.kind is LayerKind.BACKGROUND
+            if (placement := place(layer.region, image.size, size)) is not None
+        ]
+        pixels = self._render(jobs)
+        out = torch.empty((len(prepared), 3, size[1], size[0]), device=self._device)
+        for job, tensor in zip(jobs, pixels, strict=True):
+            x, y, w, h = job.place.x, job.place.y, job.place.w, job.place.h
+            window = out[job.image, :, y : y + h, x : x + w]
+            if job.layer.kind is LayerKind.OBJECT and job.layer.codec.additive:
+                window.add_(tensor, alpha=job.layer.scale)
+            else:
+                window.copy_(tensor)
+        return out.clamp_(0, 1)
+
+    def _render(self, jobs: Sequence[_Job]) -> list[torch.Tensor]:
+        """The pixels of every job, in order."""
+        groups: dict[int, list[int]] = {}
+        for index, job in enumerate(jobs):
+            groups.setdefault(job.layer.codec.number, []).append(index)
+        pixels: dict[int, torch.Tensor] = {}
+        for indices in groups.values():
+            members = [jobs[i] for i in indices]
+            tensors = members[0].layer.codec.render(
+                [job.layer.data for job in members],
+                [job.layer.kind for job in members],
+                [job.place for job in members],
+                self._device,
+            )
+            pixels.update(zip(indices, tensors, strict=True))
+        return [pixels[i] for i in range(len(jobs))]
+
+
+@dataclass(frozen=True)
+class _Job:
+    image: int
+    layer: PreparedLayer
+    place: Placement
