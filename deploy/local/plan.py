@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from fogline.common.data.sequence import AnnotatedSequence, Frame
 from fogline.common.data.split import split_runs, split_train_eval
@@ -28,7 +29,7 @@ class EdgePlan:
     runs: tuple[AnnotatedSequence, ...]
     images: tuple[PlannedImage, ...]
 
-    @property
+    @cached_property
     def content_ids(self) -> frozenset[bytes]:
         """Of everything that this edge captures; the same bytes twice count once."""
         return frozenset(image.content_id for image in self.images)
@@ -42,7 +43,7 @@ class Plan:
     shared: tuple[AnnotatedSequence, ...]
     held_out: tuple[AnnotatedSequence, ...]
 
-    @property
+    @cached_property
     def images(self) -> dict[bytes, PlannedImage]:
         """Every different image of the job by its content id."""
         return {image.content_id: image for edge in self.edges for image in edge.images}
