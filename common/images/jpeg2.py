@@ -27,8 +27,8 @@ from fogline.common.images.record import Layer, LayerKind
 if TYPE_CHECKING:
     import torch
 
-DEFAULTS = {"background_quality": 12, "object_quality": 80}
-FULL_CHROMA_FROM = 85  # quality above which 4:4:4 beats 4:2:0 at equal bytes
+DEFAULTS = {"background_quality": 12, "object_quality": 85}
+FULL_CHROMA_FROM = 93  # quality above which 4:4:4 beats 4:2:0 at equal bytes
 
 _CHROMA_BIT, _TABLES_BIT = 1, 2
 _TABLE_IDS = (0x00, 0x10, 0x01, 0x11)  # luma DC and AC, chroma DC and AC
