@@ -1,0 +1,83 @@
+# Everything from a fresh checkout: `make demo` to see it work, `make test` to check it. Needs Python >= 3.10 with venv.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+OUT ?= fogline-run/demo
+PYTEST := $(BIN)/python -m pytest
+# The contract as released, which a change must not break. To break it on purpose, delete this file and `make proto`.
+BASELINE := proto/baseline.json
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help install demo test lint format unit test-slow test-gpu proto bench clean
+
+help:
+	@echo 'make demo       install, run 1 cloud server, 1 fog node and 3 edge agents on the built-in clip, write a report'
+	@echo 'make test       install, lint, and run the quick tests'
+	@echo 'make lint       ruff, mypy, import rules, the contract'
+	@echo 'make test-slow  the tests that take minutes'
+	@echo 'make test-gpu   the tests that need an accelerator'
+	@echo 'make proto      generate code from proto/'
+	@echo 'make bench      measure every published figure (hours)'
+	@echo 'make clean      remove the environment and caches'
+
+install: $(STAMP)
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+	  { echo "error: $(PYTHON) is older than 3.10; install a newer Python or run make PYTHON=python3.11"; exit 2; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
+	  { echo "error: $(PYTHON) has no venv module; install it (Debian: apt install python3-venv) and try again"; exit 2; }
+	@echo '[1/3] making $(VENV)'
+	@$(PYTHON) -m venv $(VENV)
+
+$(STAMP): $(BIN)/python pyproject.toml constraints.txt
+	@echo '[2/3] updating pip'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade 'pip>=24'
+	@echo '[3/3] installing fogline with torch, which is large: some minutes on a slow line'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c constraints.txt -e '.[torch,up,dev]'
+	@touch $@
+
+demo: $(STAMP)
+	$(BIN)/fogline up --edges 3 --image-codec siren --out $(OUT)
+	@echo "report: $(abspath $(OUT))/report.html"
+
+test: lint unit
+
+unit: $(STAMP)
+	$(PYTEST) -q -m 'not slow and not gpu'
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy -p fogline
+	$(BIN)/lint-imports
+	$(BIN)/buf lint
+	$(BIN)/buf format --diff --exit-code
+	$(BIN)/buf breaking --against $(BASELINE)
+	@$(BIN)/buf build --exclude-source-info -o $(VENV)/baseline.json && cmp -s $(VENV)/baseline.json $(BASELINE) || \
+	  { echo 'error: $(BASELINE) is stale; run `make proto`'; exit 1; }
+	$(BIN)/python proto/generate.py --check
+
+format: $(STAMP)
+	$(BIN)/ruff check --fix-only .
+	$(BIN)/ruff format .
+
+test-slow: $(STAMP)
+	$(PYTEST) -m 'slow and not gpu' --timeout 1800
+
+test-gpu: $(STAMP)
+	$(PYTEST) -m gpu --timeout 1800
+
+proto: $(STAMP)
+	test ! -e $(BASELINE) || $(BIN)/buf breaking --against $(BASELINE)
+	$(BIN)/buf build --exclude-source-info -o $(BASELINE)
+	$(BIN)/python proto/generate.py
+
+bench: $(STAMP)
+	$(BIN)/python -m fogline.benchmarks
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
