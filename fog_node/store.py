@@ -212,7 +212,7 @@ class Store:
                 " WHERE state = 'received' ORDER BY seq"
             ).fetchall()
         )
-        return [QueuedImage(*row[:5], _boxes(row[5])) for row in rows]
+        return [QueuedImage(i, c, t, w, h, _boxes(boxes)) for i, c, t, w, h, boxes in rows]
 
     async def publish(self, records: Sequence[EncodedRecord]) -> int:
         """Publish records in order, each exactly once, and return the new head."""

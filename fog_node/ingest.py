@@ -1,0 +1,151 @@
+"""Taking images in: what is accepted, when it is durable, and who is a source of it. Knows no gRPC.
+
+Devices may send the same image at the same time; everything that touches its bytes is done under the image's own lock.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+from fogline.common.boxes import Box, check_boxes
+from fogline.common.errors import InputError, ProtocolError
+from fogline.common.images.container import MAX_CAMERA_BYTES, MAX_CODED_PIXELS, MAX_TIME_US
+from fogline.common.images.jpeg import decode_jpeg
+from fogline.common.wire.transfer import Piece
+from fogline.fog_node.config import Limits
+from fogline.fog_node.encode_queue import coded_size
+from fogline.fog_node.store import HeldImage, NewImage, QueuedImage, Store
+
+DECODES = 2  # at once: a 50-megapixel image takes half a gigabyte while it is looked at
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What a device says of an image that it offers."""
+
+    content_id: bytes
+    size: int  # bytes of the JPEG
+    camera: str
+    capture_time_us: int
+    boxes: tuple[Box, ...]
+
+    def check(self) -> None:
+        """Refuse what can be judged without the pixels. Raises InputError."""
+        if not 1 <= len(self.camera.encode()) <= MAX_CAMERA_BYTES or not self.camera.isprintable():
+            raise InputError(f"camera name {self.camera[:80]!r}: use 1 to {MAX_CAMERA_BYTES} printable bytes")
+        if self.capture_time_us > MAX_TIME_US:
+            raise InputError(f"capture time {self.capture_time_us} µs is beyond the calendar; check the edge's clock")
+
+
+class Ingest:
+    """The way of every image into the store."""
+
+    def __init__(
+        self, store: Store, limits: Limits, width: int, on_stored: Callable[[Sequence[QueuedImage]], None]
+    ) -> None:
+        self._store = store
+        self.limits = limits
+        self._width = width
+        self._on_stored = on_stored
+        self._locks: dict[bytes, tuple[asyncio.Lock, int]] = {}  # and how many hold or want each
+        self._decodes = asyncio.Semaphore(DECODES)
+        self._promised: dict[object, int] = {}
+
+    async def known(self, content_id: bytes, device: str) -> HeldImage | None:
+        """What became of an image that is held; `device` is one of its sources then."""
+        return await self._store.offered(content_id, device)
+
+    async def promise(self, claim: Claim, ticket: object) -> int:
+        """Make room for an image and return how many of its bytes are held already.
+
+        The room is kept for `ticket` until `release`. Raises CapacityError.
+        """
+        await self._store.make_room(sum(self._promised.values()) + claim.size)
+        self._promised[ticket] = claim.size
+        async with self._alone(claim.content_id):
+            return await asyncio.to_thread(self._held, claim)
+
+    def release(self, ticket: object) -> None:
+        """The image of `ticket` is stored or given up."""
+        self._promised.pop(ticket, None)
+
+    async def forget(self, claim: Claim) -> None:
+        """Drop the bytes of an unfinished image: they are not what is coming."""
+        async with self._alone(claim.content_id):
+            await asyncio.to_thread(self._store.blobs.drop_partial, claim.content_id)
+
+    async def append(self, claim: Claim, piece: Piece) -> None:
+        """Keep the next bytes of an image. Raises CapacityError; ProtocolError when what came before is gone."""
+        async with self._alone(claim.content_id):
+            await asyncio.to_thread(self._append, claim, piece)
+
+    async def finish(self, claim: Claim, device: str) -> bool:
+        """Verify a complete image and make it durable; False when another device brought it meanwhile.
+
+        Raises ProtocolError when the bytes don't match the content id, InputError when they are no acceptable image,
+        and CapacityError.
+        """
+        async with self._alone(claim.content_id):
+            if await self.known(claim.content_id, device) is not None:
+                await asyncio.to_thread(self._store.blobs.drop_partial, claim.content_id)
+                return False
+            await asyncio.to_thread(self._store.blobs.commit, claim.content_id)
+            try:
+                async with self._decodes:
+                    width, height, boxes = await asyncio.to_thread(self._look, claim)
+            except InputError:
+                # No row names it yet, so nobody else counts on these bytes.
+                await asyncio.to_thread(self._store.blobs.delete, claim.content_id)
+                raise
+            image = NewImage(claim.content_id, claim.camera, claim.capture_time_us, width, height, claim.size, boxes)
+            await self._store.add(image, device)
+        self._on_stored([QueuedImage(claim.content_id, claim.camera, claim.capture_time_us, width, height, boxes)])
+        return True
+
+    def _held(self, claim: Claim) -> int:
+        # A whole blob without a row: we were killed, or ran out of disk, between the two.
+        if self._store.blobs.has(claim.content_id):
+            return self._store.blobs.size(claim.content_id)
+        return self._store.blobs.partial_offset(claim.content_id)
+
+    def _append(self, claim: Claim, piece: Piece) -> None:
+        blobs = self._store.blobs
+        if blobs.has(claim.content_id):
+            return
+        held = blobs.partial_offset(claim.content_id)
+        if held < piece.offset:
+            raise ProtocolError(f"the first {piece.offset} bytes were dropped since they came damaged; send them again")
+        # Another device may be ahead with the same image: take what is new.
+        blobs.append(claim.content_id, held, memoryview(piece.data)[held - piece.offset :], claim.size)
+
+    def _look(self, claim: Claim) -> tuple[int, int, tuple[Box, ...]]:
+        data = self._store.blobs.get(claim.content_id)
+        pixels = decode_jpeg(data, max_bytes=self.limits.max_image_bytes, max_pixels=self.limits.max_image_pixels)
+        height, width = pixels.shape[:2]
+        boxes = check_boxes(claim.boxes, width, height, where=f"image {claim.content_id.hex()[:16]}…")
+        _check_coded(boxes, (width, height), coded_size(width, height, self._width))
+        return width, height, boxes
+
+    @asynccontextmanager
+    async def _alone(self, content_id: bytes) -> AsyncIterator[None]:
+        lock, users = self._locks.get(content_id, (asyncio.Lock(), 0))
+        self._locks[content_id] = (lock, users + 1)
+        try:
+            async with lock:
+                yield
+        finally:
+            lock, users = self._locks.pop(content_id)
+            if users > 1:
+                self._locks[content_id] = (lock, users - 1)
+
+
+def _check_coded(boxes: Sequence[Box], size: tuple[int, int], coded: tuple[int, int]) -> None:
+    """Refuse boxes whose layers no reader of the record would take."""
+    sx, sy = coded[0] / size[0], coded[1] / size[1]
+    pixels = coded[0] * coded[1] + sum(math.ceil(b.w * sx + 2) * math.ceil(b.h * sy + 2) for b in boxes)
+    if pixels > MAX_CODED_PIXELS:
+        raise InputError(f"{len(boxes)} boxes cover {pixels} coded pixels, at most {MAX_CODED_PIXELS}; drop some boxes")

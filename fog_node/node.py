@@ -1,0 +1,167 @@
+"""One fog node: its store, its encoder, its services, its metrics, from start to clean end."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+from fogline.common import addresses, pki, process
+from fogline.common.errors import ConfigError, IdentityError
+from fogline.common.metrics import FogMetrics
+from fogline.common.rpc.accounting import LinkMeter
+from fogline.common.rpc.gen import images_pb2_grpc
+from fogline.common.rpc.peer import Peer
+from fogline.common.rpc.server import RpcServer, aio_server
+from fogline.fog_node.cloud import Membership
+from fogline.fog_node.config import FogConfig
+from fogline.fog_node.head import Head
+from fogline.fog_node.ingest import Ingest
+from fogline.fog_node.pipeline import Pipeline
+from fogline.fog_node.service import ImageService
+from fogline.fog_node.store import Store
+
+log = logging.getLogger(__name__)
+
+STATE_S = 1.0  # how often gauges and health are brought up to date
+
+
+async def serve(config: FogConfig) -> None:
+    """Serve until SIGTERM or SIGINT.
+
+    Raises ConfigError or IdentityError when the configuration is wrong, also when only the encoder finds that out.
+    """
+    me = _identity(config)
+    _advertised(config, 1)  # refuse before anything is started
+    stop = process.aio_stop_event()
+    store = Store(config.data_dir, config.capacity_bytes)
+    try:
+        await store.open()
+        await _Node(config, me, store).run(stop)
+    finally:
+        await asyncio.to_thread(store.close)
+
+
+class _Node:
+    """The parts of a running node."""
+
+    def __init__(self, config: FogConfig, me: Peer, store: Store) -> None:
+        self._config, self._me, self._store = config, me, store
+        self._metrics = FogMetrics()
+        self._head = Head()
+        self._head.advance(store.head)
+        self._pipeline = Pipeline(config, store, self._metrics, self._head.advance)
+        self._ingest = Ingest(store, config.limits, config.width, self._pipeline.add)
+        self._service = ImageService(store, self._ingest, self._head, config.limits, self._metrics)
+        self._health: dict[str, object] = {"ok": False, "encoder": "starting"}
+
+    async def run(self, stop: asyncio.Event) -> None:
+        config = self._config
+        web, metrics_port = self._metrics.serve(config.metrics, lambda: self._health)
+        try:
+            server, port = await aio_server(
+                config.listen,
+                config.tls,
+                LinkMeter("edge-fog", self._metrics.link_bytes),
+                [(images_pb2_grpc.add_ImageServiceServicer_to_server, self._service)],
+            )
+            tasks = [asyncio.create_task(self._pipeline.run()), asyncio.create_task(self._watch(server))]
+            if config.cloud is not None:
+                tasks.append(asyncio.create_task(self._membership(config.cloud, port).run(stop)))
+            process.announce_ready(port=port, metrics_port=metrics_port)
+            log.info(
+                "serving",
+                extra={
+                    "port": port,
+                    "metrics_port": metrics_port,
+                    "data_dir": str(config.data_dir),
+                    "store_id": self._store.store_id.hex(),
+                    "head": self._head.value,
+                    "queue": len(self._pipeline),
+                },
+            )
+            stopped = asyncio.create_task(stop.wait())
+            try:
+                await asyncio.wait({stopped, *tasks}, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                stop.set()
+                log.info("stopping")
+                await server.stop(grace_s=0.5)  # subscriptions never end by themselves
+                await self._end(tasks, stopped)
+        finally:
+            web.close()
+
+    async def _end(self, tasks: list[asyncio.Task[None]], stopped: asyncio.Task[bool]) -> None:
+        """End every task and raise what the first failed one raised."""
+        pipeline, watch, *others = tasks
+        pipeline.cancel()
+        watch.cancel()
+        await asyncio.gather(stopped, *others, return_exceptions=True)
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+        for result in results:
+            if isinstance(result, Exception):
+                raise result
+
+    async def _watch(self, server: RpcServer) -> None:
+        """Bring gauges and health up to date."""
+        serving = False
+        while True:
+            encoder, counts = self._pipeline.state, await self._store.counts()
+            ok = encoder == "ready"
+            if ok != serving:
+                await server.set_ready(ok)
+                serving = ok
+            self._health = {
+                "ok": ok,
+                "encoder": encoder,
+                "queue": len(self._pipeline),
+                "head": self._head.value,
+                "subscribers": self._service.subscribers,
+                "images": counts,
+            }
+            self._metrics.stored_images.set(sum(counts.values()))
+            self._metrics.store_bytes.set(self._store.blobs.total_bytes)
+            self._metrics.encode_queue_images.set(len(self._pipeline))
+            self._metrics.published_head.set(self._head.value)
+            await asyncio.sleep(STATE_S)
+
+    def _membership(self, cloud: str, port: int) -> Membership:
+        meter = LinkMeter("fog-cloud", self._metrics.link_bytes)
+        address = _advertised(self._config, port)
+        return Membership(cloud, self._config.tls, self._me, address, meter, self._gauges)
+
+    def _gauges(self) -> dict[str, float]:
+        return {
+            "encode_queue_images": float(len(self._pipeline)),
+            "published_head": float(self._head.value),
+            "subscribers": float(self._service.subscribers),
+            "store_bytes": float(self._store.blobs.total_bytes),
+        }
+
+
+def _identity(config: FogConfig) -> Peer:
+    if config.tls.insecure:
+        return Peer(config.name, "fog")
+    _, cert, _ = config.tls.files()
+    try:
+        found = pki.identity(cert.read_bytes(), cert)
+    except OSError as error:
+        raise ConfigError(
+            f"tls.cert {cert} can't be read: {error.strerror}; make it with `fogline ca enrol`"
+        ) from error
+    if found.role != "fog":
+        raise IdentityError(
+            f"{cert} is a certificate of the {found.role} {found.name}; enrol this node with --role fog"
+        )
+    return Peer(found.name, found.role)
+
+
+def _advertised(config: FogConfig, port: int) -> str:
+    """Where edges reach us."""
+    if config.advertise:
+        return str(addresses.parse(config.advertise))
+    listen = addresses.parse(config.listen, allow_any_port=True)
+    if config.cloud is not None and listen.host in ("0.0.0.0", "::"):
+        raise ConfigError(
+            f"listen is {config.listen}, which tells nobody where to find us; set advertise to our host:port"
+        )
+    return str(addresses.Address(listen.host, listen.port or port))

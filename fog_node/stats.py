@@ -1,0 +1,104 @@
+"""Per-image figures of a fog node, read from its store by another process (the launcher's report)."""
+
+from __future__ import annotations
+
+import sqlite3
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from fogline.common.errors import FormatError
+
+
+@dataclass(frozen=True)
+class LayerStats:
+    """One layer's kind (0 background, 1 object), codec number and payload bytes."""
+
+    kind: int
+    codec: int
+    payload_bytes: int
+
+
+@dataclass(frozen=True)
+class ImageStats:
+    """What became of one image. Times in microseconds since the Unix epoch, by the fog node's clock.
+
+    The fields after `state` are None or empty until the image is published.
+    """
+
+    content_id: bytes
+    camera: str
+    sources: tuple[str, ...]  # names of the devices that uploaded it
+    source_size: tuple[int, int]  # pixels
+    source_bytes: int
+    boxes: int
+    capture_us: int
+    received_us: int
+    state: str  # received, published or bad
+    reason: str  # why it is bad
+    cursor: int | None = None
+    record_bytes: int | None = None
+    layers: tuple[LayerStats, ...] = ()
+    encode_s: float | None = None  # its share of its batch
+    published_us: int | None = None
+
+
+@dataclass(frozen=True)
+class SharedStats:
+    """One shared-state blob and how often each device was sent it."""
+
+    digest: bytes
+    size: int
+    sent: dict[str, int]
+
+
+def read_images(data_dir: Path) -> list[ImageStats]:
+    """Every image of a fog node's store, in order of arrival; the node may be running. Raises FormatError."""
+    with closing(_open(data_dir)) as db:
+        sources: dict[bytes, list[str]] = {}
+        for content_id, device in db.execute("SELECT content_id, device FROM sources ORDER BY device"):
+            sources.setdefault(content_id, []).append(device)
+        rows = db.execute(
+            "SELECT i.content_id, camera, width, height, source_bytes, boxes, capture_us, received_us, state, reason,"
+            " cursor, size, layers, encode_s, published_us"
+            " FROM images i LEFT JOIN published p USING (content_id) ORDER BY seq"
+        ).fetchall()
+    return [
+        ImageStats(
+            content_id=row[0],
+            camera=row[1],
+            sources=tuple(sources.get(row[0], ())),
+            source_size=(row[2], row[3]),
+            source_bytes=row[4],
+            boxes=len(msgspec.json.decode(row[5])),
+            capture_us=row[6],
+            received_us=row[7],
+            state=row[8],
+            reason=row[9],
+            cursor=row[10],
+            record_bytes=row[11],
+            layers=tuple(LayerStats(*layer) for layer in msgspec.json.decode(row[12] or b"[]")),
+            encode_s=row[13],
+            published_us=row[14],
+        )
+        for row in rows
+    ]
+
+
+def read_shared(data_dir: Path) -> list[SharedStats]:
+    """Every shared-state blob of a fog node's store. Raises FormatError."""
+    with closing(_open(data_dir)) as db:
+        sent: dict[bytes, dict[str, int]] = {}
+        for device, digest, times in db.execute("SELECT device, digest, times FROM shared_sent"):
+            sent.setdefault(digest, {})[device] = times
+        return [SharedStats(d, size, sent.get(d, {})) for d, size in db.execute("SELECT digest, size FROM shared")]
+
+
+def _open(data_dir: Path) -> sqlite3.Connection:
+    path = data_dir / "fog.db"
+    try:
+        return sqlite3.connect(f"file:{path}?mode=ro", uri=True)
+    except sqlite3.Error as error:
+        raise FormatError(f"{path} is not a fog node's store: {error}; name the node's data_dir") from error

@@ -1,0 +1,183 @@
+"""One Upload stream: drives the receiver's state machine, the ingest and the answers."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from contextlib import suppress
+from typing import Any
+
+import grpc
+
+from fogline.common.boxes import Box
+from fogline.common.errors import CapacityError, InputError, ProtocolError
+from fogline.common.rpc.gen import images_pb2 as pb
+from fogline.common.wire.transfer import Piece
+from fogline.common.wire.upload import Reason, UploadReceiver
+from fogline.fog_node.ingest import Claim, Ingest
+
+log = logging.getLogger(__name__)
+
+Write = Callable[[pb.UploadResponse], Awaitable[None]]
+
+
+class UploadStream:
+    """Takes images from one device until its stream ends.
+
+    Chunks are kept in order, with gRPC's flow control as back-pressure; offers are looked up and complete images
+    verified beside that, so that one fsync serves many images.
+    """
+
+    def __init__(self, ingest: Ingest, device: str, write: Write, max_chunk_bytes: int) -> None:
+        self._ingest = ingest
+        self._device = device
+        self._write = write
+        self._writing = asyncio.Lock()  # gRPC takes one write at a time
+        self._receiver = UploadReceiver(max_image_bytes=ingest.limits.max_image_bytes, max_chunk_bytes=max_chunk_bytes)
+        self._claims: dict[bytes, Claim] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._broken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    async def serve(self, requests: AsyncIterator[pb.UploadRequest]) -> None:
+        """Until the device ends the stream and everything complete is answered. Raises ProtocolError, UnavailableError.
+
+        When the stream breaks, images that came whole are still made durable.
+        """
+        reader = asyncio.ensure_future(self._read(requests))
+        try:
+            await asyncio.wait({reader, self._broken}, return_when=asyncio.FIRST_COMPLETED)
+            if reader.done():
+                await reader
+                while self._tasks and not self._broken.done():
+                    await asyncio.wait({*self._tasks, self._broken}, return_when=asyncio.FIRST_COMPLETED)
+            if self._broken.done():
+                await self._broken
+        finally:
+            reader.cancel()
+            self._broken.cancel()
+            for claim in self._claims.values():
+                self._ingest.release((self, claim.content_id))
+
+    async def _read(self, requests: AsyncIterator[pb.UploadRequest]) -> None:
+        async for request in requests:
+            kind = request.WhichOneof("message")
+            if kind == "offer":
+                await self._offer(request.offer)
+            elif kind == "chunk":
+                await self._chunk(request.chunk)
+            else:
+                raise ProtocolError("an upload request that is neither an offer nor a chunk; update the older end")
+
+    async def _offer(self, offer: pb.ImageOffer) -> None:
+        refused = self._receiver.offer(offer.content_id, offer.size)
+        if refused is not None:
+            await self._answer(_rejected(refused.content_id, refused.reason, refused.detail))
+            return
+        # Chunks of it can't come before it was accepted, so the lookup need not hold up the stream.
+        self._start(self._decide(offer))
+
+    async def _decide(self, offer: pb.ImageOffer) -> None:
+        content_id = offer.content_id
+        try:
+            claim = _claim(offer, self._ingest)
+            held = await self._ingest.known(content_id, self._device)
+            if held is not None and held.state == "bad":
+                raise InputError(f"it was set aside: {held.reason}")
+            if held is not None:
+                self._receiver.duplicate(content_id)
+                await self._answer(pb.UploadResponse(stored=pb.UploadStored(content_id=content_id, duplicate=True)))
+                return
+            accept = self._receiver.accept(content_id, await self._ingest.promise(claim, (self, content_id)))
+            if accept.restart:
+                await self._ingest.forget(claim)
+        except InputError as error:
+            await self._reject(content_id, Reason.INVALID, error)
+            return
+        except CapacityError as error:
+            await self._reject(content_id, Reason.NO_SPACE, error)
+            return
+        self._claims[content_id] = claim
+        await self._answer(pb.UploadResponse(accepted=pb.UploadAccepted(content_id=content_id, offset=accept.offset)))
+        if accept.complete:
+            await self._finish(claim)
+
+    async def _chunk(self, message: pb.UploadChunk) -> None:
+        content_id = message.content_id
+        piece = Piece(message.chunk.offset, message.chunk.data, message.chunk.crc32)
+        append = self._receiver.chunk(content_id, piece)
+        if append is None:
+            return
+        claim = self._claims[content_id]
+        try:
+            await self._ingest.append(claim, piece)
+        except ProtocolError as error:
+            await self._reject(content_id, Reason.CORRUPT, error)
+        except CapacityError as error:
+            await self._reject(content_id, Reason.NO_SPACE, error)
+        else:
+            if append.last:
+                self._start(self._finish(claim))
+
+    async def _finish(self, claim: Claim) -> None:
+        content_id = claim.content_id
+        try:
+            new = await self._ingest.finish(claim, self._device)
+        except ProtocolError as error:
+            await self._reject(content_id, Reason.CORRUPT, error)
+        except InputError as error:
+            await self._reject(content_id, Reason.INVALID, error)
+        except CapacityError as error:
+            await self._reject(content_id, Reason.NO_SPACE, error)
+        else:
+            self._receiver.stored(content_id)
+            self._forget(content_id)
+            await self._answer(pb.UploadResponse(stored=pb.UploadStored(content_id=content_id, duplicate=not new)))
+
+    async def _reject(self, content_id: bytes, reason: Reason, error: Exception) -> None:
+        log.warning(
+            "image refused: %s",
+            error,
+            extra={"device": self._device, "content_id": content_id.hex(), "reason": reason.name},
+        )
+        self._receiver.reject(content_id, reason, str(error))
+        self._forget(content_id)
+        await self._answer(_rejected(content_id, reason, str(error)))
+
+    def _forget(self, content_id: bytes) -> None:
+        self._claims.pop(content_id, None)
+        self._ingest.release((self, content_id))
+
+    async def _answer(self, response: pb.UploadResponse) -> None:
+        if self._broken.done():
+            return  # nobody listens any more; what is durable will be answered as a duplicate next time
+        async with self._writing:
+            with suppress(grpc.aio.UsageError, asyncio.InvalidStateError):  # the call ended meanwhile
+                await self._write(response)
+
+    def _start(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if task.cancelled():
+            return
+        error = task.exception()
+        if error is not None and not self._broken.done():
+            self._broken.set_exception(error)
+
+
+def _claim(offer: pb.ImageOffer, ingest: Ingest) -> Claim:
+    if len(offer.boxes) > ingest.limits.max_boxes:
+        raise InputError(f"{len(offer.boxes)} boxes; this fog node takes up to {ingest.limits.max_boxes}: drop some")
+    boxes = tuple(Box(box.x, box.y, box.width, box.height, box.label or "object") for box in offer.boxes)
+    claim = Claim(offer.content_id, offer.size, offer.camera, offer.capture_time_us, boxes)
+    claim.check()
+    return claim
+
+
+def _rejected(content_id: bytes, reason: Reason, detail: str) -> pb.UploadResponse:
+    number = pb.RejectReason.ValueType(reason.value)
+    return pb.UploadResponse(rejected=pb.UploadRejected(content_id=content_id, reason=number, detail=detail[:1024]))
