@@ -118,9 +118,9 @@ class Outbox:
             self._in_flight.difference_update(list(self._in_flight) if content_ids is None else content_ids)
             self.changed.notify_all()
 
-    def stored(self, content_id: bytes) -> None:
-        """The fog node holds it durably: the outbox need not."""
-        self._remove(content_id, "stored")
+    def stored(self, content_id: bytes, *, duplicate: bool = False) -> None:
+        """The fog node holds it durably (`duplicate`: since before): the outbox need not."""
+        self._remove(content_id, "duplicate" if duplicate else "stored")
 
     def reject(self, content_id: bytes, reason: str, wall_us: int) -> None:
         """The fog node will never take it: kept out of the way, with the reason, never sent again."""
@@ -131,7 +131,7 @@ class Outbox:
         return [(content_id, reason) for content_id, reason in self._db.rows("SELECT content_id, reason FROM rejected")]
 
     def totals(self) -> dict[str, int]:
-        """Images captured, stored, rejected and dropped over the life of this outbox, restarts included."""
+        """Images captured, stored, duplicate, rejected and dropped in the life of this outbox, restarts included."""
         return dict(self._db.rows("SELECT name, value FROM totals"))
 
     def close(self) -> None:

@@ -20,30 +20,30 @@ class Stop:
     """The order to stop: an event to wait on, and calls that end waits elsewhere (of an RPC, say)."""
 
     def __init__(self) -> None:
-        self._event = threading.Event()
+        self.event = threading.Event()
         self._lock = threading.Lock()
         self._calls: list[Callable[[], object]] = []
 
     def set(self) -> None:
         """Give the order."""
         with self._lock:
-            self._event.set()
+            self.event.set()
             calls = list(self._calls)
         for call in calls:
             call()
 
     def __bool__(self) -> bool:
-        return self._event.is_set()
+        return self.event.is_set()
 
     def wait(self, seconds: float) -> bool:
         """Sleep, at most until the order; whether it was given."""
-        return self._event.wait(seconds)
+        return self.event.wait(seconds)
 
     @contextmanager
     def calling(self, call: Callable[[], object]) -> Iterator[None]:
         """While inside, the order also makes this call (at once when it was given before)."""
         with self._lock:
-            given = self._event.is_set()
+            given = self.event.is_set()
             self._calls.append(call)
         try:
             if given:

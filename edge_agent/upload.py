@@ -1,0 +1,206 @@
+"""Upload: from the outbox to the fog node, several images in flight, resumed where a connection broke."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from fogline.common import trace
+from fogline.common.errors import FoglineError, FormatError, ProtocolError, UnavailableError
+from fogline.common.rpc.gen import images_pb2 as pb
+from fogline.common.rpc.gen import transfer_pb2
+from fogline.common.rpc.retry import Backoff
+from fogline.common.rpc.status import translate
+from fogline.common.wire.transfer import CHUNK_BYTES, Piece
+from fogline.common.wire.upload import Drop, MarkStored, Offer, Reason, RetryLater, SendChunk, SendOffer, UploadSender
+from fogline.edge_agent.clock import FogClock
+from fogline.edge_agent.fog import FogLink, FogSession
+from fogline.edge_agent.outbox import Item, Outbox
+from fogline.edge_agent.workers import Stop
+
+_log = logging.getLogger(__name__)
+STALL_S = 120.0  # without any answer while images are in flight: the fog node hangs, though its host answers pings
+_REASONS = frozenset(reason.value for reason in Reason)
+
+
+class Uploader:
+    """The upload task. `full` is why the fog node takes nothing now, else empty."""
+
+    def __init__(self, link: FogLink, outbox: Outbox, clock: FogClock, stop: Stop) -> None:
+        self._link, self._outbox, self._clock, self._stop = link, outbox, clock, stop
+        self.full = ""
+
+    def run(self) -> None:
+        """Until the order to stop."""
+        while not self._stop:
+            session: FogSession | None = None
+            try:
+                session = self._link.session()
+                trace.new_trace()
+                _Stream(self, session, self._link, self._outbox, self._clock, self._stop).run()
+            except FoglineError as error:
+                self._link.failed(session, error)
+
+
+class _Stream:
+    """One Upload call. gRPC writes from a thread of its own; the machine is shared under the outbox's lock."""
+
+    def __init__(
+        self, owner: Uploader, session: FogSession, link: FogLink, outbox: Outbox, clock: FogClock, stop: Stop
+    ) -> None:
+        self._owner, self._session, self._link = owner, session, link
+        self._outbox, self._clock, self._stop = outbox, clock, stop
+        self._machine = UploadSender(chunk_bytes=min(CHUNK_BYTES, session.limits.max_chunk_bytes))
+        self._items: dict[bytes, Item] = {}  # in flight
+        self._next: Item | None = None  # taken from the outbox; the window has no room for it yet
+        self._data: tuple[bytes, bytes] = (b"", b"")  # the image that is being sent: content id, JPEG
+        self._no_space = Backoff(1.0, 30.0)
+        self._pause_until = 0.0
+        self._progress = time.monotonic()
+        self._ended = False
+        self._failure: FoglineError | None = None
+        self._call: Any = None
+
+    def run(self) -> None:
+        """Until the stream ends. Raises an error of the tree."""
+        try:
+            with translate(self._session.address):
+                self._call = self._session.images.Upload(self._requests())
+                with self._stop.calling(self._call.cancel):
+                    for response in self._call:
+                        self._answer(response)
+            raise UnavailableError(f"{self._session.address} ended the upload")
+        except FoglineError as error:
+            raise self._failure or error from error
+        finally:
+            with self._outbox.changed:
+                self._ended = True
+                self._outbox.release()
+                self._outbox.changed.notify_all()
+            if self._call is not None:
+                self._call.cancel()
+
+    def _requests(self) -> Iterator[pb.UploadRequest]:
+        while True:
+            with self._outbox.changed:
+                while True:
+                    try:
+                        message = None if self._ended or self._stop else self._pull()
+                    except FoglineError as error:
+                        self._abort(error)
+                    if self._ended or self._stop:
+                        return
+                    if message is not None:
+                        break
+                    self._check_progress()
+                    self._outbox.changed.wait(1.0)
+            yield message
+
+    def _pull(self) -> pb.UploadRequest | None:
+        """The next message, if there is one now."""
+        self._fill_window()
+        while (step := self._machine.pull()) is not None:
+            item = self._items[step.content_id]
+            if isinstance(step, SendOffer):
+                return pb.UploadRequest(offer=self._offer(item))
+            data = self._load(item)
+            if data is not None:
+                return _chunk(step, data)
+            return None
+        return None
+
+    def _fill_window(self) -> None:
+        while time.monotonic() >= self._pause_until:
+            if self._next is None:
+                taken = self._outbox.take(1)
+                if not taken:
+                    return
+                self._next = taken[0]
+            if not self._machine.room(self._next.size):
+                return
+            if not self._items:
+                self._progress = time.monotonic()
+            self._items[self._next.content_id] = self._next
+            self._machine.offer(Offer(self._next.content_id, self._next.size))
+            self._next = None
+
+    def _offer(self, item: Item) -> pb.ImageOffer:
+        return pb.ImageOffer(
+            content_id=item.content_id,
+            size=item.size,
+            camera=item.camera,
+            capture_time_us=self._clock.fog_us(item.captured),
+            boxes=[pb.BoundingBox(x=b.x, y=b.y, width=b.w, height=b.h, label=b.label) for b in item.boxes],
+        )
+
+    def _load(self, item: Item) -> bytes | None:
+        if self._data[0] != item.content_id:
+            try:
+                self._data = (item.content_id, self._outbox.read(item.content_id))
+            except FormatError as error:
+                # What the disk has damaged can't be sent by anyone; the stream starts afresh without it.
+                _log.error("an image is lost: %s", error)
+                self._outbox.reject(item.content_id, str(error), self._clock.wall_us())
+                self._abort(UnavailableError("the upload starts again after a damaged image"))
+                return None
+        return self._data[1]
+
+    def _check_progress(self) -> None:
+        if self._items and time.monotonic() - self._progress > STALL_S:
+            self._abort(UnavailableError(f"{self._session.address} gave no answer for {STALL_S:.0f} s"))
+
+    def _abort(self, failure: FoglineError) -> None:
+        """End the stream from the writing side."""
+        self._failure = failure
+        self._ended = True
+        if self._call is not None:
+            self._call.cancel()
+
+    def _answer(self, response: pb.UploadResponse) -> None:
+        with self._outbox.changed:
+            self._progress = time.monotonic()
+            kind = response.WhichOneof("message")
+            if kind == "accepted":
+                self._machine.accepted(response.accepted.content_id, response.accepted.offset)
+            elif kind == "stored":
+                self._finish(self._machine.stored(response.stored.content_id, response.stored.duplicate))
+            elif kind == "rejected":
+                rejected = response.rejected
+                if rejected.reason not in _REASONS:
+                    raise ProtocolError(
+                        f"{self._session.address} rejects for the reason {rejected.reason}; update the agent"
+                    )
+                reason = Reason(rejected.reason)
+                self._finish(self._machine.rejected(rejected.content_id, reason, rejected.detail[:1024]))
+            else:
+                raise ProtocolError(
+                    f"{self._session.address} sent an upload answer of an unknown kind; update the agent"
+                )
+            self._outbox.changed.notify_all()
+
+    def _finish(self, outcome: object) -> None:
+        if isinstance(outcome, MarkStored):
+            self._items.pop(outcome.content_id, None)
+            self._outbox.stored(outcome.content_id, duplicate=outcome.duplicate)
+            self._no_space.reset()
+            self._owner.full = ""
+            self._link.progressed()
+        elif isinstance(outcome, Drop):
+            item = self._items.pop(outcome.content_id)
+            _log.warning("the fog node refused an image of %s: %s", item.camera, outcome.detail)
+            self._outbox.reject(outcome.content_id, outcome.detail, self._clock.wall_us())
+        elif isinstance(outcome, RetryLater):
+            self._items.pop(outcome.content_id, None)
+            self._outbox.release([outcome.content_id])
+            self._pause_until = time.monotonic() + self._no_space.delay_s()
+            if not self._owner.full:
+                _log.warning("the fog node has no room: %s; trying again", outcome.detail)
+            self._owner.full = outcome.detail or "no room"
+
+
+def _chunk(step: SendChunk, data: bytes) -> pb.UploadRequest:
+    piece = Piece.of(step.offset, data[step.offset : step.offset + step.length])
+    chunk = transfer_pb2.Chunk(offset=piece.offset, data=piece.data, crc32=piece.crc32)
+    return pb.UploadRequest(chunk=pb.UploadChunk(content_id=step.content_id, chunk=chunk))
