@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from fogline.common.errors import CapacityError, FormatError, InternalError, ProtocolError
+from fogline.common.errors import CapacityError, ConfigError, FormatError, InternalError, ProtocolError
 
 DIGEST_BYTES = 32
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -42,9 +42,12 @@ class BlobStore:
         self._lock = threading.RLock()
         self._partials = root / "partial"
         self._temps = root / "temp"
-        for folder in (self._partials, self._temps):
-            folder.mkdir(parents=True, exist_ok=True)
-        _sync_folder(root)
+        try:
+            for folder in (self._partials, self._temps):
+                folder.mkdir(parents=True, exist_ok=True)
+            _sync_folder(root)
+        except OSError as error:
+            raise ConfigError(f"store {root} can't be opened: {error.strerror}; check path and owner") from error
         self._clear_temps()
         self._blob_bytes = sum(self.size(digest) for digest in self.digests())
         # What each arriving blob will take in the end, so that two can't be promised the same room.

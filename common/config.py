@@ -17,6 +17,7 @@ import argparse
 import difflib
 import os
 import re
+import sys
 import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -112,7 +113,7 @@ def load(cls: type[C], path: Path | None, env: Mapping[str, str], overrides: Map
     try:
         return msgspec.convert(values, cls, strict=False, dec_hook=from_text)
     except msgspec.ValidationError as error:
-        raise ConfigError(_explain(str(error), values, source, origins)) from error
+        raise ConfigError(_explain(cls, str(error), values, source, origins)) from error
 
 
 def from_command_line(cls: type[C], prog: str, argv: Sequence[str] | None = None) -> C:
@@ -126,7 +127,8 @@ def from_command_line(cls: type[C], prog: str, argv: Sequence[str] | None = None
     parser.add_argument("--print-config", action="store_true", help="print every key with its default and end")
     arguments = parser.parse_args(argv)
     if arguments.print_config:
-        parser.exit(0, describe(cls))
+        sys.stdout.write(describe(cls))
+        parser.exit(0)
     overrides: dict[str, str] = {}
     for item in arguments.set:
         key, equals, value = item.partition("=")
@@ -168,18 +170,20 @@ def _yaml_scalar(default: object, field: inspect.Field) -> str:
 
 def _documentation(kind: inspect.Type) -> tuple[str, str]:
     """Return the description of a field and its bounds in words."""
-    text, bounds = "", []
-    while isinstance(kind, inspect.Metadata):
-        text = text or str((kind.extra_json_schema or {}).get("description", ""))
-        kind = kind.type
-    members = kind.types if isinstance(kind, inspect.UnionType) else (kind,)
-    for member in members:
+    bounds = []
+    for member in _members(kind):
         for name, sign in (("ge", "≥"), ("gt", ">"), ("le", "≤"), ("lt", "<")):
             if (value := getattr(member, name, None)) is not None:
                 bounds.append(f"{sign} {value}")
         if isinstance(member, inspect.LiteralType):
             bounds.append(" | ".join(map(str, member.values)))
-    return text, ", ".join(bounds)
+    return _text(kind), ", ".join(bounds)
+
+
+def _text(kind: inspect.Type) -> str:
+    if isinstance(kind, inspect.Metadata):
+        return str((kind.extra_json_schema or {}).get("description", "")) or _text(kind.type)
+    return next(filter(None, map(_text, kind.types)), "") if isinstance(kind, inspect.UnionType) else ""
 
 
 def _fields(cls: type[msgspec.Struct]) -> tuple[inspect.Field, ...]:
@@ -193,9 +197,18 @@ def _secret(field: inspect.Field) -> bool:
 
 
 def _members(kind: inspect.Type) -> tuple[inspect.Type, ...]:
-    while isinstance(kind, inspect.Metadata):
-        kind = kind.type
-    return kind.types if isinstance(kind, inspect.UnionType) else (kind,)
+    if isinstance(kind, inspect.Metadata):
+        return _members(kind.type)
+    if isinstance(kind, inspect.UnionType):
+        return tuple(member for inner in kind.types for member in _members(inner))
+    return (kind,)
+
+
+def _item_section(kind: inspect.Type) -> type[Config] | None:
+    for member in _members(kind):
+        if isinstance(member, inspect.ListType | inspect.VarTupleType):
+            return _section(member.item_type)
+    return None
 
 
 def _is_optional(kind: inspect.Type) -> bool:
@@ -245,6 +258,11 @@ def _check_keys(cls: type[Config], values: Mapping[Any, Any], at: tuple[str, ...
         section = _section(fields[key].type)
         if section is not None and isinstance(value, dict):
             _check_keys(section, value, (*at, key), source)
+        item = _item_section(fields[key].type)
+        if item is not None and isinstance(value, list):
+            for index, entry in enumerate(value):
+                if isinstance(entry, dict):
+                    _check_keys(item, entry, (*at, f"{key}[{index}]"), source)
 
 
 def _nearest(key: str, known: Mapping[str, object], at: tuple[str, ...]) -> str:
@@ -287,12 +305,19 @@ def _from_flag(kind: inspect.Type, text: str, source: str) -> object:
         raise ConfigError(f"{source}: {text!r} is not valid YAML: {error}") from error
 
 
-def _explain(message: str, values: object, source: str, origins: Mapping[tuple[str, ...], str]) -> str:
+def _explain(
+    cls: type[Config], message: str, values: object, source: str, origins: Mapping[tuple[str, ...], str]
+) -> str:
     """Turn `Expected `int`, got `str` - at `$.a.b[0]`` into source, key path, value and what was expected."""
     text, _, place = message.partition(" - at `$")
     steps = re.findall(r"\.([^.\[\]`]+)|\[(\d+|\.\.\.)\]", place)
     keys = tuple(name for name, _ in steps if name)
+    section: type[Config] | None = cls
+    allowed = ""
     for name, index in steps:
+        if name and section is not None:
+            field = next(field for field in _fields(section) if field.name == name)
+            section, allowed = _section(field.type) or _item_section(field.type), _documentation(field.type)[1]
         if isinstance(values, dict):
             values = values.get(name)
         elif isinstance(values, list) and index.isdigit() and int(index) < len(values):
@@ -303,4 +328,6 @@ def _explain(message: str, values: object, source: str, origins: Mapping[tuple[s
     where = origins.get(keys, source)
     subject = f"`{'.'.join(keys)}`" if keys else "the whole"
     shown = "" if isinstance(values, dict) else f" is {values!r}"
+    if text.startswith("Invalid enum value"):
+        text = f"must be one of {allowed}"
     return f"{where}: {subject}{shown}: {text[:1].lower()}{text[1:]}"
