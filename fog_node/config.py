@@ -43,7 +43,9 @@ class FogConfig(Config, frozen=True):
     name: Annotated[str, Meta(description="Our name without certificates; with them, theirs counts")] = "fog"
     tls: TlsConfig = TlsConfig()
     limits: Limits = Limits()
-    capacity_bytes: Annotated[int | None, Meta(ge=1 << 20, description="Quota of the store; null: the disk")] = None
+    capacity_bytes: Annotated[
+        Annotated[int, Meta(ge=1 << 20)] | None, Meta(description="Quota of the store; null: the disk")
+    ] = None
     width: Annotated[int, Meta(ge=16, le=8192, description="Coded width in pixels; smaller frames keep theirs")] = 320
     keep_sources: Annotated[bool, Meta(description="Keep JPEGs after encoding while there is room")] = True
     encoder: EncoderConfig = EncoderConfig()

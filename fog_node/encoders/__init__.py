@@ -19,11 +19,11 @@ def build_encoder(name: str, params: Mapping[str, Any], device: str = "cpu") -> 
 
         return SirenEncoder(siren_params(params), device)
     if name == "jpeg2":
-        from fogline.common.images import jpeg2
+        from fogline.common.images.jpeg2 import build_jpeg2
 
-        return jpeg2.make_encoder(params, device)
+        return build_jpeg2(params, device)
     if name == "avif2":
-        from fogline.common.images import avif2
+        from fogline.common.images.avif2 import build_avif2
 
-        return avif2.make_encoder(params, device)
+        return build_avif2(params, device)
     raise ConfigError(f"image codec {name!r} is unknown; known: {', '.join(ENCODERS)}")
