@@ -58,21 +58,54 @@ def _label_ap(found: Sequence[Detections], wanted: Sequence[Target], label: int,
     return float((precision * gained).sum())
 
 
-def constant_box(train: Sequence[Target]) -> Tensor:
-    """The box (4) among the training boxes and their mean that overlaps the training boxes best on average.
+def constant_boxes(train: Sequence[Target]) -> Target:
+    """What to answer without looking: the objects of the training image that suit the other training images best.
 
-    Raises InputError when no training image has a box.
+    Suits best: largest mean overlap of their objects with its nearest. Raises InputError when no image has a box.
     """
-    boxes = torch.cat([t.boxes for t in train]) if train else torch.zeros(0, 4)
-    if not len(boxes):
-        raise InputError(
-            "no training image has a box, so there is no constant box to compare with; add annotated frames"
-        )
-    candidates = torch.cat((boxes.mean(0, keepdim=True), boxes))
-    gain = torch.stack([paired_iou(c[None], boxes).mean() for c in candidates])
-    return candidates[gain.argmax()]
+    annotated = [t for t in train if len(t.boxes)]
+    if not annotated:
+        raise InputError("no training image has a box, so there is nothing constant to compare with; annotate frames")
+    candidates = list(annotated)
+    if all(len(t.boxes) == 1 for t in annotated):
+        candidates.append(Target(torch.stack([t.boxes[0] for t in annotated]).mean(0)[None], annotated[0].labels))
+    every = torch.cat([t.boxes for t in annotated])
+
+    def gain(candidate: Target) -> float:
+        return float(paired_iou(every[:, None], candidate.boxes[None]).amax(1).mean())
+
+    return max(candidates, key=gain)
 
 
-def constant_predictions(box: Tensor, count: int) -> list[Detections]:
-    """The same box, as the sole detection, for `count` images."""
-    return [Detections(box[None], torch.zeros(1, dtype=torch.int64), torch.ones(1)) for _ in range(count)]
+def constant_score(
+    train: Sequence[Target],
+    held_out: Sequence[Target],
+    metric: str,
+    cameras: tuple[Sequence[str], Sequence[str]] | None = None,
+) -> float:
+    """What the constant answer scores on held-out images. With `cameras` (of both sets) each camera has its own."""
+    names_train, names_held_out = cameras or ([""] * len(train), [""] * len(held_out))
+    answers = {
+        name: constant_boxes([t for t, n in zip(train, names_train, strict=True) if n == name])
+        for name in set(names_held_out)
+    }
+    found = [
+        Detections(answers[n].boxes, answers[n].labels, torch.linspace(1, 0.5, len(answers[n].boxes)))
+        for n in names_held_out
+    ]
+    return score(found, held_out, metric)
+
+
+def score(found: Sequence[Detections], wanted: Sequence[Target], metric: str) -> float:
+    """`iou`: mean IoU of the best detection over images with objects; `ap50`: average precision at an IoU of 0.5.
+
+    Raises InputError for another metric, and when no image has an object.
+    """
+    if metric == "ap50":
+        return average_precision(found, wanted)
+    if metric != "iou":
+        raise InputError(f"metric {metric!r} is unknown; use iou or ap50")
+    values = top1_iou(found, wanted)
+    if not values:
+        raise InputError("no image has an object, so IoU means nothing; evaluate on annotated frames")
+    return sum(values) / len(values)

@@ -14,7 +14,7 @@ from fogline.common.models.augment import random_views
 from fogline.common.models.detection import Detections, Target, decode, detection_loss
 from fogline.common.models.detector import Detector
 from fogline.common.models.pool import ImagePool
-from fogline.common.models.scores import average_precision, top1_iou
+from fogline.common.models.scores import score
 
 
 @dataclass(frozen=True)
@@ -109,16 +109,8 @@ def detect(model: Detector, images: Tensor, batch: int = 32) -> list[Detections]
 
 
 def evaluate(model: Detector, images: Tensor, targets: Sequence[Target], metric: str) -> float:
-    """`iou`: mean over images of the best detection's IoU. `ap50`: mean average precision at an IoU of 0.5."""
-    found = detect(model, images)
-    if metric == "ap50":
-        return average_precision(found, targets)
-    if metric == "iou":
-        values = top1_iou(found, targets)
-        if not values:
-            raise InputError("no image has an object, so IoU means nothing; evaluate on annotated frames")
-        return sum(values) / len(values)
-    raise InputError(f"metric {metric!r} is unknown; use iou or ap50")
+    """What a detector scores on images (N, 3, H, W): `iou` (single object) or `ap50` (many), see `scores.score`."""
+    return score(detect(model, images), targets, metric)
 
 
 def fit(pool: ImagePool, recipe: Recipe, seed: int, device: str = "cpu") -> Detector:
