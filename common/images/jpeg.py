@@ -99,7 +99,7 @@ def _walk(data: bytes, max_bytes: int, max_pixels: int) -> tuple[JpegInfo, bytes
         raise InputError(f"not a JPEG: {_looks_like(data)}")
     kept = [b"\xff\xd8"]
     info: JpegInfo | None = None
-    scans = 0
+    scans = coded = 0
     position = 2
     for _ in range(MAX_SEGMENTS):
         marker, position = _next_marker(data, position)
@@ -123,6 +123,7 @@ def _walk(data: bytes, max_bytes: int, max_pixels: int) -> tuple[JpegInfo, bytes
             found = _MARKER.search(data, end)
             if found is None:
                 raise InputError(f"JPEG is truncated: its image data has no end in {len(data)} bytes; send it again")
+            coded += found.start() - end
             end = found.start()
         told = marker in _COLOUR and body.startswith(_COLOUR[marker])
         if told or marker in _TABLES or marker in _FRAMES or marker == 0xDA:
@@ -132,6 +133,10 @@ def _walk(data: bytes, max_bytes: int, max_pixels: int) -> tuple[JpegInfo, bytes
         raise InputError(f"JPEG: more than {MAX_SEGMENTS} segments; save it again without metadata")
     if info is None or not scans:
         raise InputError("JPEG: it ends without an image; send it again")
+    # A block of 8x8 pixels takes at least a bit, in a baseline file two. The decoder would paint what is missing grey.
+    blocks = -(-info.width // 8) * -(-info.height // 8)
+    if 8 * coded < blocks * (1 if info.progressive else 2):
+        raise InputError(f"JPEG is truncated: {coded} bytes of image data for {blocks} blocks of pixels; send it again")
     kept.append(b"\xff\xd9")
     return info, b"".join(kept)
 

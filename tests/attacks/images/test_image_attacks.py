@@ -1,0 +1,77 @@
+"""Every file of the corpus is refused, by the right error, for the reason that its table gives."""
+
+from __future__ import annotations
+
+import runpy
+import time
+from pathlib import Path
+
+import pytest
+
+from fogline.common.errors import FormatError, InputError
+from fogline.common.images.container import from_bytes
+from fogline.common.images.decode import BatchDecoder
+from fogline.common.images.jpeg import decode_jpeg, inspect_jpeg
+
+HERE = Path(__file__).resolve().parent
+
+
+def tables() -> dict[str, dict[str, str]]:
+    """Folder to file name to what the message says."""
+    found: dict[str, dict[str, str]] = {}
+    for line in (HERE / "README.md").read_text().splitlines():
+        if line.startswith("## `"):
+            rows = found.setdefault(line[4:].split("/")[0], {})
+        elif line.startswith("| ") and not line.startswith("| file"):
+            name, _, message = (cell.strip() for cell in line.strip("|").split("|"))
+            rows[name] = message
+    return found
+
+
+def rows(folder: str) -> list[tuple[str, str]]:
+    return sorted(tables()[folder].items())
+
+
+@pytest.mark.parametrize("folder", ["container", "payload", "jpeg"])
+def test_every_file_is_described(folder: str) -> None:
+    assert {path.stem for path in (HERE / folder).iterdir()} == set(tables()[folder])
+
+
+@pytest.mark.parametrize("folder", ["container", "payload"])
+def test_files_are_those_of_the_generator(folder: str) -> None:
+    made = runpy.run_path(str(HERE / "generate.py"))[f"{folder}s"]()
+    assert made == {path.stem: path.read_bytes() for path in (HERE / folder).iterdir()}
+
+
+@pytest.mark.parametrize(("name", "message"), rows("container"))
+def test_container_attack_is_refused(name: str, message: str) -> None:
+    with pytest.raises(FormatError) as error:
+        from_bytes((HERE / "container" / f"{name}.fgl").read_bytes())
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize(("name", "message"), rows("payload"))
+def test_payload_attack_is_refused(name: str, message: str) -> None:
+    record = from_bytes((HERE / "payload" / f"{name}.fgl").read_bytes())
+    with pytest.raises(FormatError) as error:
+        BatchDecoder().prepare(record, {})
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize(("name", "message"), rows("jpeg"))
+def test_jpeg_attack_is_refused(name: str, message: str) -> None:
+    with pytest.raises(InputError) as error:
+        decode_jpeg((HERE / "jpeg" / f"{name}.jpg").read_bytes())
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "filler", [b"\xff", b"\xff\x00", b"\xff\xfe\x00\x02", b"\xff\xd0"], ids=["fill", "stuffing", "segments", "restarts"]
+)
+def test_megabytes_of_markers_are_refused_quickly(filler: bytes) -> None:
+    good = (HERE / "jpeg" / "truncated-end-marker.jpg").read_bytes()
+    start = time.process_time()
+    for prefix in (b"\xff\xd8\xff\xfe\x00\x02", good):
+        with pytest.raises(InputError):
+            inspect_jpeg(prefix + filler * (8_000_000 // len(filler)))
+    assert time.process_time() - start < 10
