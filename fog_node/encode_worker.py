@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import logging
 import os
+import re
+import signal
 import sys
 import time
 from typing import BinaryIO
@@ -17,15 +19,19 @@ from fogline.common.config import LogConfig
 from fogline.common.errors import ConfigError, FoglineError, FormatError, ProtocolError
 from fogline.common.images.codec import EncodedImage, ImageEncoder, SourceImage
 from fogline.common.images.record import ImageRecord
-from fogline.common.process import die_with_parent
+from fogline.common.process import STOP_SIGNALS, die_with_parent
 from fogline.fog_node import encode_messages as messages
 
 log = logging.getLogger(__name__)
+
+TORCH_CODECS = ("siren",)
 
 
 def main(argv: list[str]) -> int:
     """Serve until stdin ends."""
     die_with_parent(int(argv[1]))
+    for number in STOP_SIGNALS:  # a terminal's Ctrl-C reaches us too; when we end is the parent's business
+        signal.signal(number, signal.SIG_IGN)
     source = os.fdopen(os.dup(0), "rb")
     sink = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what a library prints must not end up between our frames
@@ -54,8 +60,21 @@ def main(argv: list[str]) -> int:
 def _build(start: messages.Start) -> tuple[ImageEncoder, str]:
     from fogline.fog_node.encoders import build_encoder
 
-    encoder = build_encoder(start.codec, start.params, start.device)
-    return encoder, str(getattr(encoder, "device", start.device))
+    device = _device(start) if start.codec in TORCH_CODECS else "cpu"
+    return build_encoder(start.codec, start.params, device), device
+
+
+def _device(start: messages.Start) -> str:
+    import torch
+
+    if start.device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if not re.fullmatch(r"cpu|cuda(:\d{1,2})?", start.device):
+        raise ConfigError(f"device {start.device!r} is unknown; use auto, cpu, cuda or cuda:N")
+    count = torch.cuda.device_count()
+    if start.device != "cpu" and int(start.device.partition(":")[2] or 0) >= count:
+        raise ConfigError(f"device {start.device!r}: torch finds {count} CUDA devices here; use auto or cpu")
+    return start.device
 
 
 def _encode(encoder: ImageEncoder, items: list[messages.WorkItem], start: messages.Start) -> messages.Encoded:
