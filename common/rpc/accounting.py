@@ -1,21 +1,24 @@
 """Counting bytes where they meet the wire, per link, direction and kind.
 
-A `LinkMeter` belongs to a link; a `Connection` counts a channel, or a server, into it. "sent" and "received" are seen
-from this process. What counts as which kind is decided here and nowhere else.
+A `LinkMeter` belongs to a link; a `Connection` counts one connection into it. "sent" and "received" are seen from this
+process. What counts as which kind is decided here and nowhere else.
 """
 
 from __future__ import annotations
 
 import threading
+import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
 from fogline.common.rpc.gen import control_pb2, images_pb2
-from fogline.common.rpc.overhead import Wire
+from fogline.common.rpc.overhead import PING, WINDOW_UPDATE, Headers, Wire
+from fogline.common.rpc.pings import Pings
 
 SENT, RECEIVED = "sent", "received"
 IMAGE, RECORD, SHARED_STATE, MODEL, CONTROL = "image", "record", "shared_state", "model", "control"
+KEEPALIVE_S = 20.0
 
 
 class _Child(Protocol):
@@ -68,38 +71,98 @@ def kind_of(message: Any) -> str:
     return CONTROL
 
 
+class _End:
+    """What one end of a connection owes: window updates for what it received, written with whatever it writes next."""
+
+    def __init__(self, now: float) -> None:
+        self.pings = Pings(now, KEEPALIVE_S)
+        self.stream_owes = self.connection_owes = False
+
+    def heard(self) -> None:
+        self.stream_owes = self.connection_owes = True
+
+    def settle(self, *, stream: bool) -> int:
+        """Bytes of the window updates that go along with a write; a stream's only while the stream is open."""
+        count = WINDOW_UPDATE * (self.connection_owes + (stream and self.stream_owes))
+        self.connection_owes = False
+        self.stream_owes = self.stream_owes and not stream
+        return count
+
+
 class Connection:
-    """Counts a client's connection, or all of a server's by peer, into a meter; from any thread."""
+    """Counts one connection into a meter, by the model of `overhead` and `pings`; called from any thread."""
 
-    def __init__(self, meter: LinkMeter, wire: Wire, *, client: bool) -> None:
-        self._meter, self._wire, self._client = meter, wire, client
+    def __init__(
+        self, meter: LinkMeter, wire: Wire, *, client: bool, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._meter, self._wire, self._clock = meter, wire, clock
         self._lock = threading.Lock()
-        self._methods: dict[str, set[str]] = {}
+        # The model speaks of client and server; the meter of us and them.
+        self._client, self._server = (SENT, RECEIVED) if client else (RECEIVED, SENT)
+        self._reset()
 
-    def opened(self, peer: str = "") -> None:
-        """A connection was set up: TLS handshake, HTTP/2 preface and settings."""
+    def _reset(self) -> None:
+        now = self._clock()
+        self._headers = Headers(self._wire)
+        self._ends = {SENT: _End(now), RECEIVED: _End(now)}
+        self._open = False
+
+    def opened(self, peer_certificate: int | None = None) -> None:
+        """A connection was set up, or again; `peer_certificate`: bytes of it, where known."""
         with self._lock:
-            self._methods[peer] = set()
+            self._settle_pings()
+            self._reset()
+            self._open = True
+            client, server = self._wire.handshake(peer_certificate)
+        self._meter.add(self._client, CONTROL, client)
+        self._meter.add(self._server, CONTROL, server)
 
-    def forget(self, peer: str) -> None:
-        """Nothing more is expected from `peer`."""
+    def closed(self) -> None:
+        """The connection ended."""
         with self._lock:
-            self._methods.pop(peer, None)
+            self._settle_pings()
+            self._open = False
 
-    def call(self, method: str, metadata: Iterable[tuple[str, str]], peer: str = "") -> None:
-        """A call began."""
+    def call(
+        self, method: str, metadata: Iterable[tuple[str, str | bytes]], *, deadline: bool = False, unary: bool = True
+    ) -> None:
+        """A call began. What starts, ends and surrounds it is counted now, though its end is still to come."""
         with self._lock:
-            known = self._methods.setdefault(peer, set())
-            first = method not in known
-            known.add(method)
-        there, back = (SENT, RECEIVED) if self._client else (RECEIVED, SENT)
-        self._meter.add(there, CONTROL, self._wire.request(first, method, metadata))
-        self._meter.add(back, CONTROL, self._wire.response())
+            # A client announces room for the answer together with the call. Unary: all in the one write of the message.
+            client = self._headers.request(method, metadata, deadline) + WINDOW_UPDATE
+            server = self._headers.response()
+            self._ends[self._client].stream_owes = False
+            if not unary:
+                client, server = self._wire.write(client), self._wire.write(server)
+        self._meter.add(self._client, CONTROL, client)
+        self._meter.add(self._server, CONTROL, server)
 
-    def sent(self, message: Any, size: int) -> None:
+    def sent(self, message: Any, size: int, *, unary: bool = False) -> None:
         """A message of `size` serialised bytes was handed to gRPC."""
-        self._meter.add(SENT, kind_of(message), self._wire.message(size))
+        self._message(SENT, RECEIVED, message, size, unary)
 
-    def received(self, message: Any, size: int) -> None:
+    def received(self, message: Any, size: int, *, unary: bool = False) -> None:
         """A message of `size` serialised bytes came from gRPC."""
-        self._meter.add(RECEIVED, kind_of(message), self._wire.message(size))
+        self._message(RECEIVED, SENT, message, size, unary)
+
+    def _message(self, way: str, back: str, message: Any, size: int, unary: bool) -> None:
+        now = self._clock()
+        with self._lock:
+            updates = self._ends[way].settle(stream=not unary)
+            self._ends[back].heard()
+            self._ping(back, self._ends[back].pings.data(now))
+        self._meter.add(way, kind_of(message), self._wire.message(size))
+        if updates:
+            self._meter.add(way, CONTROL, updates)
+
+    def _settle_pings(self) -> None:
+        now = self._clock()
+        for way, end in self._ends.items():
+            if self._open:
+                self._ping(way, end.pings.until(now))
+
+    def _ping(self, way: str, count: int) -> None:
+        """An end sent pings, with the window update that it owes, and the other answered each."""
+        if count:
+            self._meter.add(way, CONTROL, count * self._wire.write(PING) + self._ends[way].settle(stream=False))
+            self._meter.add(RECEIVED if way == SENT else SENT, CONTROL, count * self._wire.write(PING))

@@ -51,7 +51,7 @@ def connect(
     `deadline_s` is also the default timeout of unary calls. `me` is who we say we are where there is no certificate.
     Raises ConfigError, IdentityError (do not retry) or UnavailableError (retry with a `Backoff`).
     """
-    prepared = _Prepared(address, tls, meter, me)
+    prepared = _Prepared(address, tls, meter, me, aio=False)
     until = time.monotonic() + deadline_s
     states: queue.SimpleQueue[grpc.ChannelConnectivity] = queue.SimpleQueue()
     inner = prepared.open(grpc)
@@ -80,7 +80,7 @@ async def aio_connect(
     address: str, tls: TlsConfig, *, meter: LinkMeter, deadline_s: float = 20.0, me: Peer | None = None
 ) -> grpc.aio.Channel:
     """`connect` on an event loop."""
-    prepared = _Prepared(address, tls, meter, me)
+    prepared = _Prepared(address, tls, meter, me, aio=True)
     until = time.monotonic() + deadline_s
     inner = prepared.open(grpc.aio)
     try:
@@ -105,13 +105,13 @@ async def aio_connect(
 class _Prepared:
     """What both kinds of channels need, checked."""
 
-    def __init__(self, address: str, tls: TlsConfig, meter: LinkMeter, me: Peer | None) -> None:
+    def __init__(self, address: str, tls: TlsConfig, meter: LinkMeter, me: Peer | None, aio: bool) -> None:
         self.address = addresses.parse(address)
         self.own = certificates.load(tls, self.address)
         if self.own is None and me is None:
             raise ConfigError("tls.insecure: there is no certificate to tell who we are; pass `me` to connect()")
         self.metadata: Metadata = me.metadata() if self.own is None and me is not None else ()
-        wire = Wire(self.own is not None, self.own.der_size if self.own else 0)
+        wire = Wire(self.own is not None, str(self.address), self.own.der_size if self.own else 0, aio)
         self.connection = Connection(meter, wire, client=True)
 
     def open(self, module: Any) -> Any:

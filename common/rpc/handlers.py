@@ -6,6 +6,8 @@ import inspect
 import logging
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import Any
 
 import grpc
@@ -17,22 +19,26 @@ from fogline.common.rpc.status import to_status
 
 log = logging.getLogger(__name__)
 
-MAX_PEERS = 4096  # connections remembered, to tell a new one from an old one
+MAX_CONNECTIONS = 4096  # remembered, to tell a new one from an old one
+
+# Whose call this task serves: gRPC calls (de)serialisers without saying.
+_serving: ContextVar[Connection] = ContextVar("fogline_serving")
 
 
-class Malformed:
-    """Stands for a request that could not be parsed."""
+@dataclass(frozen=True)
+class Parsed:
+    """A unary request. gRPC parses it before the handler runs, where an error could not be turned into a status."""
 
-    def __init__(self, method: str, size: int) -> None:
-        self.error = ProtocolError(f"{method}: {size} bytes that are not a valid request; update the older end")
+    message: Any  # or the ProtocolError that it is none
+    size: int  # bytes
 
 
 class Handlers(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # not generic at run time
-    """Wraps every handler of a server."""
+    """Wraps every handler of a server. `connect` makes the accounting of a new connection."""
 
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
-        self._peers: OrderedDict[str, None] = OrderedDict()
+    def __init__(self, connect: Callable[[], Connection]) -> None:
+        self._connect = connect
+        self._connections: OrderedDict[str, Connection] = OrderedDict()
 
     async def intercept_service(
         self,
@@ -40,86 +46,102 @@ class Handlers(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # not gen
         handler_call_details: grpc.HandlerCallDetails,
     ) -> Any:
         """Called by gRPC for every call."""
-        inner: Any = await continuation(handler_call_details)
+        inner = await continuation(handler_call_details)
         if inner is None:
             return inner
         method = str(handler_call_details.method)
-        deserialize = self._deserializer(inner.request_deserializer, method, inner.request_streaming)
-        serialize = self._serializer(inner.response_serializer)
+        unary = not (inner.request_streaming or inner.response_streaming)
+        deserialize = _deserializer(inner.request_deserializer, method, inner.request_streaming)
+        serialize = _serializer(inner.response_serializer, unary)
         if inner.response_streaming:
-            make = (
-                grpc.stream_stream_rpc_method_handler
-                if inner.request_streaming
-                else grpc.unary_stream_rpc_method_handler
-            )
-            return make(self._streaming(inner.stream_stream or inner.unary_stream, method), deserialize, serialize)
-        make = grpc.stream_unary_rpc_method_handler if inner.request_streaming else grpc.unary_unary_rpc_method_handler
-        return make(self._unary(inner.stream_unary or inner.unary_unary, method), deserialize, serialize)
+            handler = self._streaming(inner.stream_stream or inner.unary_stream, method)
+            if inner.request_streaming:
+                return grpc.stream_stream_rpc_method_handler(handler, deserialize, serialize)
+            return grpc.unary_stream_rpc_method_handler(handler, deserialize, serialize)
+        handler = self._single(inner.stream_unary or inner.unary_unary, method, unary)
+        if inner.request_streaming:
+            return grpc.stream_unary_rpc_method_handler(handler, deserialize, serialize)
+        return grpc.unary_unary_rpc_method_handler(handler, deserialize, serialize)
 
-    def _unary(self, handler: Callable[[Any, Any], Any], method: str) -> Callable[[Any, Any], Any]:
-        async def unary(request: Any, context: Any) -> Any:
-            self._begin(method, context)
+    def _single(self, handler: Callable[[Any, Any], Any], method: str, unary: bool) -> Callable[[Any, Any], Any]:
+        async def single(request: Any, context: Any) -> Any:
             try:
-                return await handler(_checked(request), context)
-            except (FoglineError, Exception) as error:  # noqa: BLE001 - the root of a call's task
+                return await handler(self._begin(method, request, context, unary), context)
+            except Exception as error:  # noqa: BLE001 - the root of a call's task
                 await _abort(context, method, error)
 
-        return unary
+        return single
 
     def _streaming(self, handler: Callable[[Any, Any], Any], method: str) -> Callable[[Any, Any], Any]:
         if not inspect.isasyncgenfunction(handler):
-            return self._unary(handler, method)  # writes its responses to the context
+            return self._single(handler, method, unary=False)  # writes its responses to the context
 
         async def streaming(request: Any, context: Any) -> AsyncIterator[Any]:
-            self._begin(method, context)
             try:
-                async for response in handler(_checked(request), context):
+                async for response in handler(self._begin(method, request, context, unary=False), context):
                     yield response
             except Exception as error:  # noqa: BLE001 - the root of a call's task
                 await _abort(context, method, error)
 
         return streaming
 
-    def _begin(self, method: str, context: Any) -> None:
+    def _begin(self, method: str, request: Any, context: Any, unary: bool) -> Any:
         metadata = tuple(context.invocation_metadata() or ())
         trace.adopt(next((value for key, value in metadata if key == trace.HEADER), None))
+        connection = self._connection(context)
+        _serving.set(connection)
+        connection.call(method, metadata, deadline=context.time_remaining() is not None, unary=unary)
+        if not isinstance(request, Parsed):
+            return request
+        connection.received(request.message, request.size, unary=unary)
+        if isinstance(request.message, ProtocolError):
+            raise request.message
+        return request.message
+
+    def _connection(self, context: Any) -> Connection:
         peer = context.peer()
-        if peer not in self._peers:
-            self._peers[peer] = None
-            self._connection.opened(peer)
-            if len(self._peers) > MAX_PEERS:
-                self._connection.forget(self._peers.popitem(last=False)[0])
-        self._connection.call(method, metadata, peer)
-
-    def _deserializer(self, inner: Callable[[bytes], Any], method: str, streaming: bool) -> Callable[[bytes], Any]:
-        def deserialize(data: bytes) -> Any:
-            try:
-                message = inner(data)
-            except Exception as error:
-                bad = Malformed(method, len(data))
-                if streaming:
-                    raise bad.error from error
-                message = (
-                    bad  # gRPC parses a unary request before the handler runs, where nobody could turn it into a status
-                )
-            self._connection.received(message, len(data))
-            return message
-
-        return deserialize
-
-    def _serializer(self, inner: Callable[[Any], bytes]) -> Callable[[Any], bytes]:
-        def serialize(message: Any) -> bytes:
-            data = inner(message)
-            self._connection.sent(message, len(data))
-            return data
-
-        return serialize
+        connection = self._connections.get(peer)
+        if connection is None:
+            connection = self._connections[peer] = self._connect()
+            certificates = context.auth_context().get("x509_pem_cert", ())
+            connection.opened(_der_size(certificates[0]) if certificates else None)
+            if len(self._connections) > MAX_CONNECTIONS:
+                self._connections.popitem(last=False)
+        else:
+            self._connections.move_to_end(peer)
+        return connection
 
 
-def _checked(request: Any) -> Any:
-    if isinstance(request, Malformed):
-        raise request.error
-    return request
+def _deserializer(inner: Callable[[bytes], Any], method: str, streaming: bool) -> Callable[[bytes], Any]:
+    def deserialize(data: bytes) -> Any:
+        message: Any
+        try:
+            message = inner(data)
+        except Exception as error:
+            refusal = ProtocolError(f"{method}: {len(data)} bytes that are not a request; update the older end")
+            if streaming:
+                raise refusal from error
+            message = refusal
+        if not streaming:
+            return Parsed(message, len(data))
+        _serving.get().received(message, len(data))
+        return message
+
+    return deserialize
+
+
+def _serializer(inner: Callable[[Any], bytes], unary: bool) -> Callable[[Any], bytes]:
+    def serialize(message: Any) -> bytes:
+        data = inner(message)
+        _serving.get().sent(message, len(data), unary=unary)
+        return data
+
+    return serialize
+
+
+def _der_size(pem: bytes) -> int:
+    body = b"".join(line for line in pem.splitlines() if not line.startswith(b"-"))
+    return len(body) * 3 // 4 - body.count(b"=")
 
 
 async def _abort(context: Any, method: str, error: Exception) -> None:
@@ -128,6 +150,6 @@ async def _abort(context: Any, method: str, error: Exception) -> None:
     if isinstance(error, FoglineError):
         log.warning("call failed", extra={"method": method, "peer": context.peer(), "error_text": str(error)})
     else:
-        log.exception("call failed by a mistake of ours", extra={"method": method, "peer": context.peer()})
+        log.error("call failed by a mistake of ours", exc_info=error, extra={"method": method, "peer": context.peer()})
         error = InternalError(f"{method} failed; the log of the server has the trace {trace.trace_id.get()}")
     await context.abort(*to_status(error))

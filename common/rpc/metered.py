@@ -17,9 +17,11 @@ Watch = Callable[[], None]
 class Method:
     """One method of a stub: a sync or aio multi-callable of gRPC whose calls are counted."""
 
-    def __init__(self, inner: Any, name: str, connection: Connection, own: Metadata, deadline_s: float | None) -> None:
-        self._inner, self._name, self._connection = inner, name, connection
-        self._own, self._deadline_s = own, deadline_s
+    def __init__(
+        self, inner: Any, name: str, connection: Connection, own: Metadata, *, unary: bool, deadline_s: float
+    ) -> None:
+        self._inner, self._name, self._connection, self._own = inner, name, connection, own
+        self._unary, self._deadline_s = unary, deadline_s
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Start a call, as gRPC's own multi-callable does."""
@@ -37,9 +39,10 @@ class Method:
         given: Sequence[tuple[str, str]] = kwargs.get("metadata") or ()
         header = (trace.HEADER, trace.trace_id.get() or trace.new_trace())
         kwargs["metadata"] = metadata = (*given, *self._own, header)
-        if self._deadline_s is not None:
+        if self._unary:
             kwargs.setdefault("timeout", self._deadline_s)
-        self._connection.call(self._name, metadata)
+        deadline = kwargs.get("timeout") is not None
+        self._connection.call(self._name, metadata, deadline=deadline, unary=self._unary)
         return kwargs
 
 
@@ -50,38 +53,38 @@ class _Stubs:
         self._inner, self._connection, self._own, self._deadline_s = inner, connection, own, deadline_s
 
     def unary_unary(self, method: str, *args: Any, **kwargs: Any) -> Any:
-        return self._method(self._inner.unary_unary, method, self._deadline_s, *args, **kwargs)
+        return self._method(self._inner.unary_unary, method, True, *args, **kwargs)
 
     def unary_stream(self, method: str, *args: Any, **kwargs: Any) -> Any:
-        return self._method(self._inner.unary_stream, method, None, *args, **kwargs)
+        return self._method(self._inner.unary_stream, method, False, *args, **kwargs)
 
     def stream_unary(self, method: str, *args: Any, **kwargs: Any) -> Any:
-        return self._method(self._inner.stream_unary, method, None, *args, **kwargs)
+        return self._method(self._inner.stream_unary, method, False, *args, **kwargs)
 
     def stream_stream(self, method: str, *args: Any, **kwargs: Any) -> Any:
-        return self._method(self._inner.stream_stream, method, None, *args, **kwargs)
+        return self._method(self._inner.stream_stream, method, False, *args, **kwargs)
 
     def _method(
         self,
         make: Callable[..., Any],
         method: str,
-        deadline_s: float | None,
+        unary: bool,
         request_serializer: Callable[[Any], bytes],
         response_deserializer: Callable[[bytes], Any],
         _registered_method: bool = False,
     ) -> Method:
         def serialize(message: Any) -> bytes:
             data = request_serializer(message)
-            self._connection.sent(message, len(data))
+            self._connection.sent(message, len(data), unary=unary)
             return data
 
         def deserialize(data: bytes) -> Any:
             message = response_deserializer(data)
-            self._connection.received(message, len(data))
+            self._connection.received(message, len(data), unary=unary)
             return message
 
         made = make(method, serialize, deserialize, _registered_method=_registered_method)
-        return Method(made, method, self._connection, self._own, deadline_s)
+        return Method(made, method, self._connection, self._own, unary=unary, deadline_s=self._deadline_s)
 
 
 class MeteredChannel(_Stubs, grpc.Channel):
@@ -98,6 +101,7 @@ class MeteredChannel(_Stubs, grpc.Channel):
     def close(self) -> None:
         """Cancel every call and close the connection."""
         self._inner.close()
+        self._connection.closed()
 
     def __enter__(self) -> MeteredChannel:
         return self
@@ -130,6 +134,7 @@ class MeteredAioChannel(_Stubs, grpc.aio.Channel):
         """End every call, after `grace` seconds, and close the connection."""
         self._unwatch()
         await self._inner.close(grace)
+        self._connection.closed()
 
     async def __aenter__(self) -> MeteredAioChannel:
         return self
