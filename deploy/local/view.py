@@ -34,13 +34,21 @@ class View:
         if self._live is not None:
             self._live.stop()
 
-    def show(self, progress: Progress, *, last: bool = False) -> None:
-        """Draw. A plain view prints at most every few seconds, and always when `last`."""
+    def show(self, progress: Progress) -> None:
+        """Draw. A plain view prints a line every few seconds."""
         elapsed = time.monotonic() - self._started
         if self._live is not None:
             self._live.update(_table(progress, elapsed))
-        elif last or elapsed - self._last >= _PLAIN_EVERY_S:
+        elif elapsed - self._last >= _PLAIN_EVERY_S:
             self._last = elapsed
+            self._console.print(_line(progress, elapsed), highlight=False, soft_wrap=True)
+
+    def finish(self, progress: Progress) -> None:
+        """Leave the last state standing, after the live view was cleared."""
+        elapsed = time.monotonic() - self._started
+        if self._live is not None:
+            self._console.print(_table(progress, elapsed))
+        else:
             self._console.print(_line(progress, elapsed), highlight=False, soft_wrap=True)
 
 

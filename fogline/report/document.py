@@ -86,7 +86,7 @@ def _training(comparison: Comparison | None) -> dict[str, Any] | None:
         return None
     return {
         "metric": comparison.metric,
-        "untrained": statistics.fmean(comparison.untrained),
+        "untrained": comparison.untrained,
         "constant_box": comparison.constant_box,
         "on_source": statistics.fmean(comparison.on_source),
         "on_decoded": statistics.fmean(comparison.on_decoded),
@@ -118,7 +118,8 @@ def _extra(found: Findings) -> dict[str, Any]:
             "seeds": comparison.seeds,
             "steps": comparison.steps,
             "images": comparison.images,
-            "untrained": comparison.untrained,
+            "detector_parameters": comparison.parameters,
+            "constant_box_per_camera": comparison.constant_box_per_camera,
             "on_source": comparison.on_source,
             "on_decoded": comparison.on_decoded,
             "difference_decoded_minus_source": [

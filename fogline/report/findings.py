@@ -24,7 +24,7 @@ class Score:
     background_bytes: int  # payload of the background layer
     object_bytes: int  # payloads of all object layers
     full_db: float
-    background_db: float  # outside all boxes
+    background_db: float | None  # outside all boxes; None where they cover the frame
     object_db: float | None  # inside the boxes; None without a box
     object_background_db: float | None  # the same region, by the background layer alone
 
@@ -37,7 +37,7 @@ class CodecTrial:
     params: Mapping[str, Any]
     bytes_per_image: float
     full_db: float
-    background_db: float
+    background_db: float | None
     object_db: float | None
     encode_per_s: float
     decode_per_s: float
@@ -53,9 +53,11 @@ class Comparison:
     steps: int
     images: int
     epochs: float
-    untrained: tuple[float, ...]  # a value per seed, here and below
-    constant_box: float
-    on_source: tuple[float, ...]
+    parameters: int  # of the detector
+    untrained: float
+    constant_box: float  # the best single guess for all cameras
+    constant_box_per_camera: float  # the best guess for each
+    on_source: tuple[float, ...]  # a value per seed
     on_decoded: tuple[float, ...]
     seconds_source: float
     seconds_decoded: float

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,6 +82,6 @@ def _is_what_it_says(holdings: Holdings, held: Held) -> bool:
         return False
 
 
-def published_twice(counts: Mapping[bytes, int]) -> int:
+def published_twice(content_ids: Sequence[bytes]) -> int:
     """Publications beyond the first of each image, from the fog node's store."""
-    return sum(count - 1 for count in counts.values())
+    return len(content_ids) - len(set(content_ids))

@@ -89,7 +89,7 @@ def _charts(found: Findings) -> dict[str, str]:
     compared = found.comparison
     if compared is not None:
         name = prose.metric_name(compared.metric)
-        levels = {"constant-box predictor": compared.constant_box}
+        levels = {"one box for each camera": compared.constant_box_per_camera}
         made["metric_chart"] = charts.curves_chart(compared.metric_curves, f"{name} on held-out frames", levels)
         made["loss_chart"] = charts.curves_chart(compared.loss_curves, "training loss", log=True)
     if found.fleet:
@@ -186,12 +186,13 @@ def _training(compared: Comparison | None) -> dict[str, Any]:
     if compared is None:
         return {"training_note": "", "training_rows": [], "training_metric": ""}
     rows = [
-        {"name": name, "mean": f"{prose.average(values):.3f}", "seeds": _list(values)}
+        {"name": name, "mean": f"{prose.average(values):.3f}", "seeds": _list(values) if len(values) > 1 else ""}
         for name, values in (
             ("trained on source images", compared.on_source),
             ("trained on decoded images", compared.on_decoded),
-            ("constant box (the best single guess)", (compared.constant_box,)),
-            ("untrained", compared.untrained),
+            ("always the same box", (compared.constant_box,)),
+            ("always the same box, one for each camera", (compared.constant_box_per_camera,)),
+            ("untrained detector", (compared.untrained,)),
         )
     ]
     return {

@@ -127,10 +127,10 @@ def training(compared: Comparison) -> str:
         f"on frames that nobody shared, as captured. {f'{count} seeds, paired' if count > 1 else 'One seed'}. {name} "
         f"is {source:.3f} on source and {decoded:.3f} on decoded images, a difference of {decoded - source:+.3f}."
     )
-    if source <= compared.constant_box + 0.02:
+    if source <= compared.constant_box_per_camera + 0.02:
         text += (
-            f" Always guessing the same box reaches {compared.constant_box:.3f}: the detector has not learnt enough "
-            "here for this comparison to mean much. Train longer."
+            f" But always guessing the same box for each camera reaches {compared.constant_box_per_camera:.3f}: the "
+            "detector has not learnt enough here for this comparison to mean much. Train longer."
         )
     return text
 
