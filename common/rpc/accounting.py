@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
 from fogline.common.rpc.gen import control_pb2, images_pb2
-from fogline.common.rpc.overhead import PING, WINDOW_UPDATE, Headers, Wire
+from fogline.common.rpc.overhead import PING, WINDOW, WINDOW_UPDATE, Headers, Wire
 from fogline.common.rpc.pings import Pings
 
 SENT, RECEIVED = "sent", "received"
@@ -72,19 +72,26 @@ def kind_of(message: Any) -> str:
 
 
 class _End:
-    """What one end of a connection owes: window updates for what it received, written with whatever it writes next."""
+    """What one end of a connection owes: window updates for what it received.
+
+    They go along with whatever it writes next, or by themselves when half the window is used up.
+    """
 
     def __init__(self, now: float) -> None:
         self.pings = Pings(now, KEEPALIVE_S)
         self.stream_owes = self.connection_owes = False
+        self._used = 0
 
-    def heard(self) -> None:
+    def heard(self, size: int) -> bool:
+        """`size` bytes came in; whether window updates go out at once."""
         self.stream_owes = self.connection_owes = True
+        self._used += size
+        return self._used >= WINDOW // 2
 
     def settle(self, *, stream: bool) -> int:
         """Bytes of the window updates that go along with a write; a stream's only while the stream is open."""
         count = WINDOW_UPDATE * (self.connection_owes + (stream and self.stream_owes))
-        self.connection_owes = False
+        self.connection_owes, self._used = False, 0
         self.stream_owes = self.stream_owes and not stream
         return count
 
@@ -92,13 +99,11 @@ class _End:
 class Connection:
     """Counts one connection into a meter, by the model of `overhead` and `pings`; called from any thread."""
 
-    def __init__(
-        self, meter: LinkMeter, wire: Wire, *, client: bool, clock: Callable[[], float] = time.monotonic
-    ) -> None:
+    def __init__(self, meter: LinkMeter, wire: Wire, clock: Callable[[], float] = time.monotonic) -> None:
         self._meter, self._wire, self._clock = meter, wire, clock
         self._lock = threading.Lock()
         # The model speaks of client and server; the meter of us and them.
-        self._client, self._server = (SENT, RECEIVED) if client else (RECEIVED, SENT)
+        self._client, self._server = (SENT, RECEIVED) if wire.client else (RECEIVED, SENT)
         self._reset()
 
     def _reset(self) -> None:
@@ -149,7 +154,8 @@ class Connection:
         now = self._clock()
         with self._lock:
             updates = self._ends[way].settle(stream=not unary)
-            self._ends[back].heard()
+            if self._ends[back].heard(size):
+                self._meter.add(back, CONTROL, self._wire.write(self._ends[back].settle(stream=True)))
             self._ping(back, self._ends[back].pings.data(now))
         self._meter.add(way, kind_of(message), self._wire.message(size))
         if updates:

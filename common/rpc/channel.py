@@ -111,8 +111,8 @@ class _Prepared:
         if self.own is None and me is None:
             raise ConfigError("tls.insecure: there is no certificate to tell who we are; pass `me` to connect()")
         self.metadata: Metadata = me.metadata() if self.own is None and me is not None else ()
-        wire = Wire(self.own is not None, str(self.address), self.own.der_size if self.own else 0, aio)
-        self.connection = Connection(meter, wire, client=True)
+        wire = Wire(self.own is not None, str(self.address), self.own.der_size if self.own else 0, aio=aio)
+        self.connection = Connection(meter, wire)
 
     def open(self, module: Any) -> Any:
         """An unconnected channel of `grpc` or `grpc.aio`."""

@@ -18,6 +18,7 @@ PREFIX = 5  # gRPC: compressed flag and length of a message
 FRAME = 9  # HTTP/2 frame header
 WINDOW_UPDATE = FRAME + 4
 PING = FRAME + 8
+WINDOW = 4 << 20  # bytes in flight that an end allows
 WRITE = 128 * 1024  # data that gRPC puts into one frame and hands to TLS at once
 RECORD = 22  # TLS 1.3: header 5, content type 1, tag 16
 RECORD_DATA = 16284  # plain bytes that gRPC puts into one TLS record
@@ -29,6 +30,7 @@ CLIENT_SETTINGS, SERVER_SETTINGS = FRAME + 36, FRAME + 30
 CLIENT_HELLO, SERVER_HELLO, CHANGE_CIPHER = 1445, 1215, 6
 CLIENT_FINISHED, SERVER_FINISHED = 150, 196  # with certificate message but not the certificate itself
 TICKETS = 442  # two session tickets; each holds the client's certificate
+SERVER_EXTRA = 20  # bytes by which a server's certificate is longer: a client does not get to see it
 SERVER_NAME = 9  # extension, besides the name; not sent for IP addresses
 
 
@@ -38,7 +40,8 @@ class Wire:
 
     tls: bool
     authority: str = ""  # host:port as dialled
-    certificate: int = 0  # bytes of our own, DER; the peer's is taken to be as long unless it is known
+    certificate: int = 0  # bytes of our own, DER
+    client: bool = True
     aio: bool = False
 
     def write(self, plain: int) -> int:
@@ -58,9 +61,11 @@ class Wire:
         server = self.write(SERVER_SETTINGS + WINDOW_UPDATE) + self.write(FRAME)
         if not self.tls:
             return client, server
-        clients = self.certificate if peer_certificate is None else peer_certificate
+        clients, servers = self.certificate, self.certificate + SERVER_EXTRA
+        if not self.client:
+            clients, servers = peer_certificate or self.certificate, self.certificate
         client += CLIENT_HELLO + self._server_name() + CHANGE_CIPHER + CLIENT_FINISHED + clients
-        server += SERVER_HELLO + CHANGE_CIPHER + SERVER_FINISHED + self.certificate + TICKETS + 2 * clients
+        server += SERVER_HELLO + CHANGE_CIPHER + SERVER_FINISHED + servers + TICKETS + 2 * clients
         return client, server
 
     def _server_name(self) -> int:

@@ -73,8 +73,8 @@ async def aio_server(
     """
     address = addresses.parse(listen, allow_any_port=True)
     own = certificates.load(tls, address)
-    wire = Wire(own is not None, str(address), own.der_size if own else 0)
-    handlers = Handlers(lambda: Connection(meter, wire, client=False))
+    wire = Wire(own is not None, str(address), own.der_size if own else 0, client=False)
+    handlers = Handlers(lambda: Connection(meter, wire))
     server = grpc.aio.server(interceptors=(handlers,), options=OPTIONS)
     monitor: Any = health.aio.HealthServicer()  # type: ignore[attr-defined]  # not in the stubs
     health_pb2_grpc.add_HealthServicer_to_server(monitor, server)
