@@ -40,7 +40,6 @@ class Arrivals:
     def plan(self) -> list[pb.FetchItem]:
         """What to ask for now."""
         items: list[pb.FetchItem] = []
-        before = self._intake.safe_cursor
         while len(items) < _REQUEST_ITEMS:
             if self._again:
                 items += self._need(self._again.popleft())
@@ -59,8 +58,7 @@ class Arrivals:
                 if not self._library.has_shared(digest) and not self._intake.expects(digest):
                     items += self._need(Wanted(None, digest, size, 0))
             items += self._need(Wanted(record.cursor, record.digest, record.size, 0))
-        if self._intake.safe_cursor > before:
-            self._library.advance(self._intake.safe_cursor)
+        self._library.advance(self._intake.safe_cursor)
         return items
 
     def take(self, response: pb.FetchResponse) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 from fogline.common.errors import CapacityError, InputError
@@ -22,11 +21,8 @@ MAX_IMAGE_BYTES = 64 << 20  # before reading a file; the fog node's own limit is
 class Capture:
     """The capture task. `refused` counts frames that were bad and skipped; `done` says that nothing is left."""
 
-    def __init__(
-        self, config: CaptureConfig, outbox: Outbox, clock: FogClock, stop: Stop, on_captured: Callable[[], None]
-    ) -> None:
+    def __init__(self, config: CaptureConfig, outbox: Outbox, clock: FogClock, stop: Stop) -> None:
         self._config, self._outbox, self._clock, self._stop = config, outbox, clock, stop
-        self._on_captured = on_captured
         self._refusals: set[str] = set()
         self.done = config.source == "none"
         self.waiting = False  # for room in the outbox
@@ -87,8 +83,7 @@ class Capture:
         while not self._stop:
             with self._outbox.changed:
                 try:
-                    if self._outbox.add(data, shot.boxes, shot.camera, captured, shot.source, shot.key):
-                        self._on_captured()
+                    self._outbox.add(data, shot.boxes, shot.camera, captured, shot.source, shot.key)
                     self.waiting = False
                     return
                 except InputError as error:

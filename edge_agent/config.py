@@ -73,20 +73,29 @@ class TrainConfig(Config, frozen=True):
     """The detector that learns while images arrive, in a child process (the only one with torch)."""
 
     enabled: Annotated[Literal["auto", "true", "false"], Meta(description="auto: when torch is installed")] = "auto"
-    width: Annotated[int, Meta(ge=32, description="Training resolution")] = 320
-    height: Annotated[int, Meta(ge=32, description="Training resolution")] = 192
-    batch: Annotated[int, Meta(ge=1, description="Images a step")] = 16
+    width: Annotated[int, Meta(ge=32, multiple_of=16, description="Training resolution")] = 320
+    height: Annotated[int, Meta(ge=32, multiple_of=16, description="Training resolution")] = 240
+    view: Annotated[tuple[int, int], Meta(description="Width and height that a step sees of an image")] = (160, 112)
+    batch: Annotated[int, Meta(ge=1, description="Images a step")] = 24
     steps: Annotated[int, Meta(ge=0, description="Steps in all; 0: as long as the agent runs")] = 0
-    max_objects: Annotated[int, Meta(ge=1, description="1: single-object head; more: multi-object head")] = 1
-    lr: Annotated[float, Meta(gt=0, description="Peak learning rate")] = 1e-3
+    lr: Annotated[float, Meta(gt=0, description="Learning rate before its decay")] = 3e-3
     seed: Annotated[int, Meta(ge=0, description="Of weights and batches")] = 0
+    labels: Annotated[tuple[str, ...], Meta(description="What to tell apart; empty: every object is of one kind")] = ()
+    metric: Annotated[Literal["iou", "ap50"], Meta(description="iou: one object a frame; ap50: many")] = "iou"
     evaluate: Annotated[tuple[Frames, ...], Meta(description="Held-out frames on this disk")] = ()
-    evaluate_every: Annotated[int, Meta(ge=1, description="Steps between evaluations")] = 200
-    checkpoint_every: Annotated[int, Meta(ge=1, description="Steps between checkpoints")] = 200
+    evaluate_every: Annotated[int, Meta(ge=1, description="Steps between evaluations")] = 100
+    checkpoint_every: Annotated[int, Meta(ge=1, description="Steps between checkpoints")] = 100
     publish_every: Annotated[int, Meta(ge=0, description="Steps between versions sent to the cloud; 0: never")] = 0
     model: Annotated[str, Meta(pattern=r"^[a-z0-9._-]{1,64}$", description="Name in the model registry")] = "detector"
+    cache_bytes: Annotated[int, Meta(ge=0, description="Of decoded images kept; others are decoded anew")] = 512 << 20
+    quiet_s: Annotated[float, Meta(ge=0, description="Nothing came for so long: the last steps are made")] = 10.0
     threads: Annotated[int, Meta(ge=1, description="CPU threads of the child")] = 1
     device: Annotated[str, Meta(description="cpu, cuda, …")] = "cpu"
+
+    def __post_init__(self) -> None:
+        """What a step sees must be what the detector takes."""
+        if any(side < 32 or side % 16 for side in self.view):
+            raise ValueError(f"view {self.view} must have sides of at least 32 that are multiples of 16")
 
 
 class EdgeConfig(Config, frozen=True):

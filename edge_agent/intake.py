@@ -74,8 +74,8 @@ class Intake:
         """Blobs asked for that have not come whole."""
         return len(self._coming)
 
-    def announce(self, batch: Iterable[Announced]) -> None:
-        """The fog node has published records."""
+    def announce(self, batch: Iterable[Announced], head: int) -> None:
+        """The fog node has published records; up to `head`, nothing else concerns us."""
         for record in batch:
             if record.cursor <= self._last:
                 raise ProtocolError(f"record {record.cursor} is announced after {self._last}; cursors must rise")
@@ -87,6 +87,7 @@ class Intake:
             self._last = record.cursor
             self._waiting.append(record)
             self._open.append(record.cursor)
+        self._last = max(self._last, head)
 
     def next(self) -> Announced | None:
         """The next record to look at, while the window has room; it is then asked for or finished by the caller."""

@@ -98,7 +98,12 @@ class _Subscription:
                     for response in fetched:
                         with self._changed:
                             self._alive = time.monotonic()
-                            self._arrivals.take(response)
+                            try:
+                                self._arrivals.take(response)
+                            except BaseException:
+                                # The machine is ahead of the disk now: nobody may save its cursor.
+                                self._ended = True
+                                raise
                             self._changed.notify_all()
             raise UnavailableError(f"{self._session.address} ended the transfer")
         except FoglineError as error:
@@ -130,7 +135,7 @@ class _Subscription:
             with translate(self._session.address):
                 for response in self._calls[1]:
                     with self._changed:
-                        self._intake.announce(_announced(published) for published in response.published)
+                        self._intake.announce(map(_announced, response.published), response.head)
                         self._state.head = max(self._state.head, response.head)
                         self._changed.notify_all()
                         # Not reading on is the back-pressure: gRPC's flow control stops the fog node.

@@ -96,6 +96,7 @@ class Supervisor:
             worker.alive = True
             try:
                 worker.run()
+                worker.error = ""
                 return
             except FoglineError as error:
                 worker.error = str(error)

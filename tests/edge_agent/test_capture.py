@@ -21,7 +21,7 @@ from fogline.edge_agent.workers import Stop
 @contextmanager
 def capturing(config: CaptureConfig, outbox: Outbox) -> Iterator[Capture]:
     stop = Stop()
-    capture = Capture(config, outbox, FogClock(), stop, lambda: None)
+    capture = Capture(config, outbox, FogClock(), stop)
     thread = threading.Thread(target=capture.run)
     thread.start()
     try:

@@ -1,0 +1,264 @@
+"""One edge agent: its parts, wired together; health, gauges, start and end."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from pathlib import Path
+
+import fogline
+from fogline.common import pki, process
+from fogline.common.errors import ConfigError, IdentityError, ProtocolError, UnavailableError
+from fogline.common.metrics import EdgeMetrics
+from fogline.common.rpc.accounting import LinkMeter
+from fogline.common.rpc.peer import Peer
+from fogline.edge_agent import trainer as training
+from fogline.edge_agent.capture import Capture
+from fogline.edge_agent.clock import FogClock
+from fogline.edge_agent.cloud import CloudLink
+from fogline.edge_agent.config import DISCOVER, EdgeConfig
+from fogline.edge_agent.files import DirectoryLock
+from fogline.edge_agent.fog import FogLink
+from fogline.edge_agent.library import Library
+from fogline.edge_agent.model_store import ModelStore
+from fogline.edge_agent.models import ModelExchange
+from fogline.edge_agent.outbox import Outbox
+from fogline.edge_agent.receive import Receiver
+from fogline.edge_agent.trainer import Progress, TrainerProcess
+from fogline.edge_agent.upload import Uploader
+from fogline.edge_agent.workers import Stop, Supervisor
+
+_log = logging.getLogger(__name__)
+_STOP_S = 4.0  # for every task to end; then the process ends without them
+
+
+def serve(config: EdgeConfig, clock: FogClock | None = None) -> int:
+    """Run until SIGTERM or SIGINT. Raises ConfigError and IdentityError for what only the operator can mend."""
+    me = identity(config)
+    trains = training.wanted(config.train)
+    stopped = process.stop_event()
+    lock = DirectoryLock(config.data_dir)
+    try:
+        agent = Agent(config, me, clock or FogClock(), trains=trains)
+        try:
+            agent.start()
+            process.announce_ready(metrics_port=agent.metrics_port)
+            while not stopped.wait(1.0):
+                agent.refresh()
+        finally:
+            stuck = agent.close()
+    finally:
+        lock.close()
+    if stuck:
+        _log.warning("stopped without waiting for: %s", ", ".join(stuck))
+        logging.shutdown()
+        os._exit(0)  # a thread inside gRPC at interpreter exit can hang it
+    return 0
+
+
+def identity(config: EdgeConfig) -> Peer:
+    """Who we are, by our certificate where there is one."""
+    if config.tls.insecure:
+        return Peer(config.name, "edge")
+    _, cert, _ = config.tls.files()
+    try:
+        found = pki.identity(cert.read_bytes(), cert)
+    except OSError as error:
+        raise ConfigError(
+            f"tls.cert {cert} can't be read: {error.strerror}; make it with `fogline ca enrol`"
+        ) from error
+    if (found.name, found.role) != (config.name, "edge"):
+        raise IdentityError(
+            f"{cert} is a certificate of the {found.role} {found.name!r}, and this agent is the edge {config.name!r}; "
+            "set name, or enrol this device"
+        )
+    return Peer(found.name, found.role)
+
+
+class Agent:
+    """The parts of a running agent."""
+
+    def __init__(self, config: EdgeConfig, me: Peer, clock: FogClock, *, trains: bool) -> None:
+        self._config, self._clock = config, clock
+        self._stop = Stop()
+        self._supervisor = Supervisor(self._stop)
+        self._metrics = EdgeMetrics()
+        self._totals: dict[str, int] = {}
+        self._received_at = time.monotonic()
+        self._received_cursor = -1
+        self._refreshing = threading.Lock()
+        root, tls = config.data_dir, config.tls
+        self._outbox = Outbox(root / "outbox", config.outbox.max_bytes, config.outbox.policy)
+        self._library = Library(root / "library", config.library.max_bytes)
+        self._capture = Capture(config.capture, self._outbox, clock, self._stop)
+        self._cloud: CloudLink | None = None
+        self._models: ModelExchange | None = None
+        if config.cloud:
+            meter = LinkMeter("edge-cloud", self._metrics.link_bytes)
+            self._cloud = CloudLink(
+                config.cloud, tls, me, meter, self._stop,
+                version=fogline.__version__, capabilities=_capabilities(config, trains), state_dir=root,
+            )  # fmt: skip
+            store = ModelStore(root / "models")
+            outgoing = training.outgoing(root)
+            self._models = ModelExchange(self._cloud, store, config.train.model, outgoing, self._stop)
+        meter = LinkMeter("edge-fog", self._metrics.link_bytes)
+        self._fog = FogLink(self._fogs, tls, me, meter, clock, self._stop)
+        self._uploader = Uploader(self._fog, self._outbox, clock, self._stop)
+        self._receiver = Receiver(self._fog, self._library, clock, config.filter, self._stop)
+        self._trainer = TrainerProcess(config, self._stop, self.quiet, self._on_progress) if trains else None
+        self._web, self.metrics_port = self._metrics.serve(config.metrics, self.health)
+
+    def start(self) -> None:
+        """Start every task. Raises IdentityError when the fog node and we do not accept each other."""
+        self.refresh()
+        try:
+            self._fog.session()
+        except IdentityError:
+            raise  # waiting would not help: an operator must act. Later on it is retried, and health says so.
+        except (UnavailableError, ProtocolError) as error:
+            _log.warning("starting without a fog node: %s", error)
+        if self._config.capture.source != "none":
+            self._supervisor.add("capture", self._capture.run)
+        self._supervisor.add("upload", self._uploader.run)
+        self._supervisor.add("receive", self._receiver.run)
+        if self._cloud is not None and self._models is not None:
+            cloud, models = self._cloud, self._models
+            beat = lambda: cloud.heartbeats(self.gauges, models.versions, models.offer)  # noqa: E731
+            self._supervisor.add("heartbeat", beat)
+            self._supervisor.add("models", models.run)
+        if self._trainer is not None:
+            self._supervisor.add("train", self._trainer.run)
+
+    def close(self) -> list[str]:
+        """Stop every task; the names of those that did not end in time."""
+        self._stop.set()
+        self._fog.close()
+        stuck = self._supervisor.join(_STOP_S)
+        if self._cloud is not None:
+            self._cloud.close()
+        self._web.close()
+        if not stuck:
+            self._outbox.close()
+            self._library.close()
+        return stuck
+
+    def quiet(self) -> bool:
+        """Nothing more is captured, everything is uploaded, and nothing came for a while."""
+        head, cursor = self._receiver.state.head, self._library.cursor
+        if cursor != self._received_cursor:
+            self._received_cursor, self._received_at = cursor, time.monotonic()
+        waited = time.monotonic() - self._received_at > self._config.train.quiet_s
+        return self._capture.done and not self._outbox.count and cursor >= head and waited
+
+    def gauges(self) -> dict[str, float]:
+        """For the fleet's status."""
+        progress = self._trainer.state.progress if self._trainer else Progress()
+        gauges = {
+            "outbox_images": float(self._outbox.count),
+            "library_records": float(self._library.count),
+            "library_bytes": float(self._library.bytes),
+            "train_step": float(progress.step),
+        }
+        if progress.loss is not None:
+            gauges["train_loss"] = progress.loss
+        if self._trainer and self._trainer.state.score is not None:
+            gauges["train_score"] = self._trainer.state.score
+        return gauges
+
+    def refresh(self) -> None:
+        """Bring the metrics up to date. Counters go on over restarts: they come from the outbox's own books."""
+        with self._refreshing:
+            metrics, totals = self._metrics, self._outbox.totals()
+            for name, value in totals.items():
+                new = value - self._totals.get(name, 0)
+                counter = metrics.captured_images if name == "captured" else metrics.uploaded_images.labels(name)
+                counter.inc(new)
+            self._totals = totals
+            # Looked at first and told last: whoever reads "done" finds nothing in the outbox that came before.
+            done = self._capture.done
+            metrics.outbox_images.set(self._outbox.count)
+            metrics.outbox_bytes.set(self._outbox.bytes)
+            metrics.capture_done.set(done)
+            metrics.library_records.set(self._library.count)
+            metrics.library_bytes.set(self._library.bytes)
+            metrics.cursor.set(self._library.cursor)
+
+    def health(self) -> dict[str, object]:
+        """What `/healthz` answers. `ok`: connected, with room, and every task running."""
+        self.refresh()
+        receiving, totals = self._receiver.state, self._outbox.totals()
+        tasks = {
+            w.name: w.error or "failing" for w in self._supervisor.workers if not w.alive and w.failures and w.error
+        }
+        troubles = {
+            "fog": self._fog.error,
+            "fog_full": self._uploader.full,
+            "disk": receiving.full,
+            **{f"task_{name}": text for name, text in tasks.items()},
+        }
+        return {
+            "ok": not any(troubles.values()),
+            "troubles": {name: text for name, text in troubles.items() if text},
+            "cloud": "none" if self._cloud is None else self._cloud.error or "connected",
+            "clock_offset_us": self._clock.offset_us,
+            "capture": {"done": self._capture.done, "waiting": self._capture.waiting, "refused": self._capture.refused},
+            "outbox": {"images": self._outbox.count, "bytes": self._outbox.bytes, **totals},
+            "library": {
+                "records": self._library.count,
+                "bytes": self._library.bytes,
+                "cursor": self._library.cursor,
+                "head": receiving.head,
+                "evicted": self._library.evicted(),
+                "given_up": len(self._library.given_up()),
+                "gone": receiving.gone,
+            },
+            "train": self._training(),
+        }
+
+    def _training(self) -> dict[str, object]:
+        if self._trainer is None:
+            return {"state": "off"}
+        state = self._trainer.state
+        return {
+            "state": state.state,
+            "step": state.progress.step,
+            "loss": state.progress.loss,
+            "score": state.score,
+            "pool": state.progress.pool,
+            "seconds": state.progress.seconds,
+            "restarts": state.restarts,
+        }
+
+    def _fogs(self) -> list[str]:
+        if self._config.fog != DISCOVER or self._cloud is None:
+            return [self._config.fog]
+        return self._cloud.fogs()
+
+    def _on_progress(self, progress: Progress) -> None:
+        self._metrics.train_step.set(progress.step)
+        if progress.loss is not None:
+            self._metrics.train_loss.set(progress.loss)
+        if progress.score is not None:
+            self._metrics.train_iou.set(progress.score)
+        if progress.published and self._models is not None:
+            self._models.published()
+
+
+def _capabilities(config: EdgeConfig, trains: bool) -> dict[str, str]:
+    return {
+        "cores": str(os.cpu_count() or 1),
+        "machine": os.uname().machine,
+        "torch": "yes" if trains else "no",
+        "capture": config.capture.source,
+        "board": _board(),
+    }
+
+
+def _board() -> str:
+    try:
+        return Path("/proc/device-tree/model").read_text().strip("\0 \n")[:64]
+    except OSError:
+        return ""

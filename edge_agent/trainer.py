@@ -1,0 +1,141 @@
+"""The trainer as the agent sees it: a child process, started, listened to, restarted, told when nothing more comes."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import logging
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import msgspec
+
+from fogline.common.errors import ConfigError, InternalError
+from fogline.edge_agent.config import EdgeConfig, TrainConfig
+from fogline.edge_agent.files import replace_file
+from fogline.edge_agent.workers import Stop
+
+_log = logging.getLogger(__name__)
+_STOP_S = 3.0  # for the child to write its checkpoint
+_MAX_LINE = 1 << 16
+
+
+class Progress(msgspec.Struct, frozen=True):
+    """One line of the child's standard output."""
+
+    step: int = 0
+    loss: float | None = None  # running mean
+    score: float | None = None  # the configured metric on the held-out frames
+    pool: int = 0  # images to learn from
+    seconds: float = 0.0  # spent in steps since the start of the child
+    published: bool = False  # weights were left for the registry
+    done: bool = False  # all steps were made and nothing more came
+
+
+@dataclass
+class TrainState:
+    """What the agent knows of the training."""
+
+    state: str = "off"  # off, starting, running, done, or why it failed
+    progress: Progress = field(default_factory=Progress)
+    score: float | None = None  # of the last evaluation
+    restarts: int = 0
+
+
+def wanted(config: TrainConfig) -> bool:
+    """Whether to train. Finds torch without importing it. Raises ConfigError when it must train and can't."""
+    if config.enabled == "false":
+        return False
+    missing = [name for name in ("torch", "safetensors") if importlib.util.find_spec(name) is None]
+    if not missing:
+        return True
+    text = f"{' and '.join(missing)} not installed; install fogline[torch]"
+    if config.enabled == "true":
+        raise ConfigError(f"train.enabled is true and {text}, or set train.enabled to auto")
+    _log.info("no training: %s", text)
+    return False
+
+
+class TrainerProcess:
+    """The task that keeps the child alive. Its thread must stay: the kernel kills the child with the thread."""
+
+    def __init__(
+        self, config: EdgeConfig, stop: Stop, quiet: Callable[[], bool], on_progress: Callable[[Progress], None]
+    ) -> None:
+        """`quiet` says whether no image is to be expected."""
+        self._config, self._stop, self._quiet, self._on_progress = config, stop, quiet, on_progress
+        self.state = TrainState()
+
+    def run(self) -> None:
+        """Until the child is done or the order to stop. Raises InternalError when it dies (and is to be restarted)."""
+        file = self._config.data_dir / "train" / "config.json"
+        replace_file(file, msgspec.json.encode(self._config, enc_hook=str))
+        self.state.state = "starting"
+        child = subprocess.Popen(
+            [sys.executable, "-m", "fogline.edge_agent.train_process", "--config", str(file)],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        )  # fmt: skip
+        told = threading.Thread(target=self._tell, args=(child,), name="train-quiet", daemon=True)
+        told.start()
+        try:
+            self._listen(child)
+            code = child.wait(_STOP_S)
+        except subprocess.TimeoutExpired:
+            code = -signal.SIGKILL
+        finally:
+            if child.poll() is None:
+                child.kill()
+            child.wait()
+            told.join()
+            for pipe in (child.stdin, child.stdout):
+                if pipe is not None:
+                    pipe.close()
+        if self._stop or self.state.state == "done":
+            return
+        self.state.restarts += 1
+        self.state.state = f"ended with code {code}"
+        if code == ConfigError.exit_code:
+            _log.error("training is off: its process refused the configuration; see its message above")
+            return
+        raise InternalError(f"the training process ended with code {code}; it is started again")
+
+    def _listen(self, child: subprocess.Popen[bytes]) -> None:
+        if child.stdout is None:
+            raise InternalError("the training process has no standard output")
+        with self._stop.calling(child.terminate):
+            while line := child.stdout.readline(_MAX_LINE):
+                try:
+                    progress = msgspec.json.decode(line, type=Progress)
+                except msgspec.MsgspecError:
+                    _log.warning("training process: %s", line[:200].decode("utf-8", "replace").rstrip())
+                    continue
+                self.state.state = "done" if progress.done else "running"
+                self.state.progress = progress
+                if progress.score is not None:
+                    self.state.score = progress.score
+                self._on_progress(progress)
+
+    def _tell(self, child: subprocess.Popen[bytes]) -> None:
+        """Tell the child whether images are still to be expected; the end of this pipe ends the child."""
+        told: bool | None = None
+        while child.poll() is None and child.stdin is not None:
+            quiet = self._quiet()
+            if quiet != told:
+                try:
+                    child.stdin.write(json.dumps({"quiet": quiet}).encode() + b"\n")
+                    child.stdin.flush()
+                except OSError:  # it has just ended
+                    return
+                told = quiet
+            time.sleep(0.2)
+
+
+def outgoing(data_dir: Path) -> Path:
+    """Where the child leaves weights for the registry."""
+    return data_dir / "train" / "outgoing"
