@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 
 from fogline.cloud_server.config import CloudConfig
@@ -17,8 +16,6 @@ from fogline.common.rpc.accounting import LinkMeter
 from fogline.common.rpc.gen import control_pb2_grpc
 from fogline.common.rpc.server import aio_server
 
-GAUGES_S = 1.0  # how often the gauges are brought up to date
-
 log = logging.getLogger(__name__)
 
 
@@ -28,6 +25,7 @@ async def serve(config: CloudConfig) -> None:
     metrics = CloudMetrics()
     registry = Registry(config.data_dir / "fleet.sqlite", config.heartbeat_ms, config.max_devices)
     models = ModelStore(config.data_dir / "models", config.models)
+    _connect(metrics, registry, models)
     state = {"ok": False}
     web, metrics_port = metrics.serve(config.metrics, lambda: state)
     try:
@@ -47,12 +45,7 @@ async def serve(config: CloudConfig) -> None:
         state["ok"] = True
         process.announce_ready(port=port, metrics_port=metrics_port)
         log.info("serving", extra={"port": port, "metrics_port": metrics_port, "data_dir": str(config.data_dir)})
-        while not stop.is_set():
-            _update(metrics, registry, models)
-            try:
-                await asyncio.wait_for(stop.wait(), GAUGES_S)
-            except asyncio.TimeoutError:
-                continue
+        await stop.wait()
         state["ok"] = False
         log.info("stopping")
         await server.stop()
@@ -62,10 +55,9 @@ async def serve(config: CloudConfig) -> None:
         registry.close()
 
 
-def _update(metrics: CloudMetrics, registry: Registry, models: ModelStore) -> None:
-    devices = registry.devices(now_us())
-    metrics.devices_known.set(len(devices))
-    metrics.devices_alive.set(sum(device.alive for device in devices))
-    versions, held = models.totals()
-    metrics.model_versions.set(versions)
-    metrics.model_bytes.set(held)
+def _connect(metrics: CloudMetrics, registry: Registry, models: ModelStore) -> None:
+    """Have the gauges read the stores whenever they are scraped."""
+    metrics.devices_known.set_function(lambda: len(registry.devices(now_us())))
+    metrics.devices_alive.set_function(lambda: sum(device.alive for device in registry.devices(now_us())))
+    metrics.model_versions.set_function(lambda: models.totals()[0])
+    metrics.model_bytes.set_function(lambda: models.totals()[1])

@@ -1,0 +1,54 @@
+"""This process's certificate: chain, dates, key, file modes, role, names."""
+
+from __future__ import annotations
+
+import stat
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+
+from fogline.checks.finding import Finding
+from fogline.common import addresses, pki
+from fogline.common.config import TlsConfig
+from fogline.common.errors import ConfigError, FoglineError
+
+_SOON = timedelta(days=30)
+_CHECK = "certificates"
+
+
+def certificates(tls: TlsConfig, role: pki.Role, served_at: tuple[str, ...]) -> list[Finding]:
+    """Check what the configuration points to. `served_at`: addresses (host:port) that peers dial this process at."""
+    if tls.insecure:
+        advice = "fine for a trial on this host; for more, make certificates with `fogline ca`"
+        return [Finding(_CHECK, "warn", "insecure: no encryption and no identity", advice)]
+    try:
+        ca, cert, key = tls.files()
+        pems = [_read(path) for path in (ca, cert, key)]
+        identity = pki.check(pems[1], pems[0], pems[2], origin=cert)
+        info = pki.inspect(pems[1], cert)
+    except FoglineError as error:
+        return [Finding(_CHECK, "fail", str(error), "`fogline ca enrol` makes the three files that belong together")]
+    text = f"{cert}: {identity.role} {identity.name}, valid to {info.not_after:%Y-%m-%d}"
+    findings = [Finding(_CHECK, "ok", text)]
+    if identity.role != role:
+        advice = f"enrol this device with --role {role}"
+        findings.append(Finding(_CHECK, "fail", f"{cert} is of a {identity.role}, this is a {role}", advice))
+    if info.not_after - datetime.now(timezone.utc) < _SOON:
+        findings.append(
+            Finding(_CHECK, "warn", f"{cert} expires on {info.not_after:%Y-%m-%d}", "enrol again before then")
+        )
+    mode = stat.S_IMODE(key.stat().st_mode)
+    if mode & 0o077:
+        findings.append(Finding(_CHECK, "warn", f"{key} can be read by others (mode {mode:o})", f"chmod 600 {key}"))
+    for address in served_at:
+        host = addresses.parse(address, allow_any_port=True).host
+        if host not in (*info.hosts, "0.0.0.0", "::"):
+            advice = f"enrol again with --host {host} if peers dial it by that name"
+            findings.append(Finding(_CHECK, "warn", f"{cert} is not for {host} (only {', '.join(info.hosts)})", advice))
+    return findings
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"{path} can't be read: {error.strerror}") from error
