@@ -3,8 +3,10 @@ steps on both, judged on the same held-out source frames; the figure is the diff
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import torch
@@ -88,12 +90,14 @@ def compare_training(
     seeds: Sequence[int] = (0, 1, 2),
     metric: str = "iou",
     device: str = "cpu",
+    workers: int = 1,
     progress: Progress | None = None,
 ) -> Comparison:
     """Train on source and on each codec's decoded images, and evaluate on held-out source frames.
 
     Every `decoded` set holds the same frames as `source`, in the same order: with equal seeds all runs see the same
-    views of the same frames. Raises InputError when they don't match or when there is no frame to evaluate on.
+    views of the same frames. `workers` runs go on at once, each on one core; `progress` is called from theirs, and what
+    it raises ends the comparison. Raises InputError when they don't match or when there is no frame to evaluate on.
     """
     if not recipe.steps:
         raise InputError("a comparison needs a number of steps; set Recipe.steps")
@@ -103,11 +107,25 @@ def compare_training(
                 f"decoded images {name!r} are {tuple(part.images.shape)} but the source is "
                 f"{tuple(source.images.shape)}; decode every training frame once, at the training size"
             )
-    runs = [
-        _run(name, part, held_out, recipe, seed, metric, device, progress)
-        for seed in seeds  # seed by seed, so that an interrupted comparison still has whole pairs
-        for name, part in {SOURCE: source, **decoded}.items()
-    ]
+    starting, stop = threading.Lock(), threading.Event()
+
+    def run(name: str, part: Annotated, seed: int) -> Run:
+        torch.set_num_threads(1)  # of this worker's own thread: two runs side by side beat one run on two cores
+        with starting:  # initial weights are drawn from torch's one global generator
+            pool = TensorPool.of(list(torch.unbind(part.images)), part.targets)
+            trainer = Trainer(recipe, pool, seed, device)
+        return _run(name, trainer, held_out, metric, progress, stop)
+
+    sets = {SOURCE: source, **decoded}
+    with ThreadPoolExecutor(workers, "training") as executor:
+        # Seed by seed, so that an interrupted comparison has whole pairs.
+        waiting = [executor.submit(run, name, part, seed) for seed in seeds for name, part in sets.items()]
+        try:
+            runs = [done.result() for done in waiting]
+        except BaseException:  # also an interrupt: don't sit out the runs that go on
+            stop.set()
+            executor.shutdown(wait=False, cancel_futures=True)
+            raise
     blank = Trainer(recipe, TensorPool(), seeds[0], device)
     return Comparison(
         metric=metric,
@@ -124,22 +142,16 @@ def compare_training(
 
 
 def _run(
-    name: str,
-    part: Annotated,
-    held_out: Annotated,
-    recipe: Recipe,
-    seed: int,
-    metric: str,
-    device: str,
-    progress: Progress | None,
+    name: str, trainer: Trainer, held_out: Annotated, metric: str, progress: Progress | None, stop: threading.Event
 ) -> Run:
-    trainer = Trainer(recipe, TensorPool.of(list(torch.unbind(part.images)), part.targets), seed, device)
-    steps = recipe.steps or 0
+    steps, seed = trainer.recipe.steps or 0, trainer.seed
     every = max(1, steps // _POINTS)
     losses: list[float] = []
     curve: list[Point] = []
     seconds = 0.0
     for step in range(1, steps + 1):
+        if stop.is_set():
+            raise CancelledError
         started = time.perf_counter()
         losses.append(trainer.step())
         seconds += time.perf_counter() - started
