@@ -52,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--out", type=Path, default=Path("fogline-run"), metavar="DIR", help="for everything written")
     parser.add_argument("--width", type=int, default=320, help="coded and training width in pixels (default: 320)")
-    parser.add_argument("--fps", type=float, default=0.0, help="of every camera (default: as fast as it can)")
+    parser.add_argument("--fps", type=float, default=10.0, help="of every camera (default: 10; 0: at once)")
     parser.add_argument(
         "--train-fraction", type=float, default=0.7, metavar="F", help="of each sequence is shared (default: 0.7)"
     )
@@ -111,14 +111,19 @@ def _fresh_folder(out: Path) -> Path:
 
 def _source(arguments: argparse.Namespace, out: Path, console: Console) -> Source:
     if arguments.data:
-        return Source(_unique([load_sequence(path) for path in arguments.data]), False, "your sequences")
+        return Source(_unique([load_sequence(path) for path in arguments.data]), False, _names(arguments.data))
     from fogline.common.data.clip import write_clip
 
     console.print("no --data: painting the built-in clip (synthetic images, made by Fogline's own code)")
     edges = arguments.edges or CLIP_EDGES
     cameras = min(edges, CLIP_EDGES)
     folders = write_clip(out / "clip", cameras=cameras, frames=max(CLIP_FRAMES, 4 * edges))
-    return Source(tuple(load_sequence(folder) for folder in folders), True, "built-in clip")
+    return Source(tuple(load_sequence(folder) for folder in folders), True, "the built-in clip")
+
+
+def _names(folders: Sequence[Path]) -> str:
+    names = [folder.resolve().name for folder in folders]
+    return ", ".join(names) if len(names) <= 4 else f"{len(names)} sequences"
 
 
 def _unique(sequences: Sequence[AnnotatedSequence]) -> tuple[AnnotatedSequence, ...]:

@@ -34,7 +34,6 @@ _STYLE: Any = {
     "grid.color": _GRID,
     "xtick.color": _MUTED,
     "ytick.color": _MUTED,
-    "legend.frameon": False,
     "figure.facecolor": "none",
     "axes.facecolor": "none",
 }
@@ -64,7 +63,7 @@ def bytes_chart(traffic: Traffic, codec: str) -> str:
     ]
     names = {"uplink": "images up", "downlink": "records down", "shared_state": "shared state", "control": "control"}
     scale, unit = _unit(max(traffic.serverless, traffic.serverless_resized, traffic.total))
-    figure, axes = _figure(8.6, 2.7)
+    figure, axes = _figure(9.6, 2.7)
     seen = set()
     for row, (_, parts) in enumerate(bars):
         left = 0.0
@@ -86,7 +85,7 @@ def bytes_chart(traffic: Traffic, codec: str) -> str:
     axes.grid(axis="y", visible=False)
     axes.set_xlabel(f"{unit} on the wire, headers and control included")
     axes.margins(x=0.1)
-    axes.legend(loc="lower right", ncols=2)
+    _legend(axes, loc="lower left", bbox_to_anchor=(0, 1.0), ncols=4)
     return _svg(figure)
 
 
@@ -106,13 +105,11 @@ def gain_chart(traffic: Traffic, model: Model) -> str:
     axes.set_xlabel("receivers of each image, n")
     axes.set_ylabel("gain over JPEGs as captured")
     axes.set_ylim(0, Model(most, model.alpha).gain * 1.6 + 1)
-    axes.legend(loc="upper left")
+    _legend(axes, loc="upper left")
     return _svg(figure)
 
 
-def curves_chart(
-    curves: Mapping[str, Curve], ylabel: str, levels: Mapping[str, float] | None = None, *, log: bool = False
-) -> str:
+def curves_chart(curves: Mapping[str, Curve], ylabel: str, levels: Mapping[str, float] | None = None) -> str:
     """One line per name (mean over seeds, band from lowest to highest), dashed lines at `levels`."""
     figure, axes = _figure(4.6, 2.7)
     for name, curve in curves.items():
@@ -124,11 +121,9 @@ def curves_chart(
             axes.fill_between(curve.steps, low, high, color=colour, alpha=0.15, linewidth=0)
     for name, level in (levels or {}).items():
         axes.axhline(level, color=COLOURS["control"], linestyle="--", linewidth=1.2, label=name)
-    if log:
-        axes.set_yscale("log")
     axes.set_xlabel("training steps")
     axes.set_ylabel(ylabel)
-    axes.legend()
+    _legend(axes)
     return _svg(figure)
 
 
@@ -141,7 +136,7 @@ def fleet_chart(curves: Mapping[str, Curve], ylabel: str) -> str:
         axes.plot(curve.steps, curve.runs[0], color=colour, linewidth=1.4, marker="o", markersize=2.5, label=name)
     axes.set_xlabel("training steps")
     axes.set_ylabel(ylabel)
-    axes.legend(ncols=2, fontsize=8)
+    _legend(axes, ncols=2, fontsize=8)
     return _svg(figure)
 
 
@@ -177,6 +172,10 @@ def _figure(width: float, height: float) -> tuple[Any, Any]:
         figure = Figure(figsize=(width, height), layout="constrained")
         FigureCanvasSVG(figure)
         return figure, figure.subplots()
+
+
+def _legend(axes: Any, **where: Any) -> None:
+    axes.legend(frameon=False, labelcolor=_INK, **where)
 
 
 def _svg(figure: Any) -> str:

@@ -15,7 +15,7 @@ from fogline.report.measure import Received, Rendering
 from fogline.report.pictures import Exhibit, Panel, crop_around, data_uri, difference
 from fogline.report.trials import Trial
 
-_GAIN = 4  # of difference pictures
+_GAIN = 3  # of difference pictures
 _THUMBNAIL = 240  # pixels wide
 
 
@@ -53,7 +53,7 @@ def exhibit(name: str, image: Received, pixels: Rendering, figures: Score) -> Ex
         Panel(
             f"What object layers add, x{_GAIN}",
             data_uri(difference(pixels.decoded, pixels.background, _GAIN)),
-            f"{figures.object_bytes:,} bytes in {len(image.record.layers) - 1} layers",
+            f"{figures.object_bytes:,} bytes in {_layers(len(image.record.layers) - 1)}",
         ),
         Panel("Decoded", data_uri(pixels.decoded), f"record of {figures.record_bytes:,} bytes; {_db(figures.full_db)}"),
     )
@@ -102,6 +102,10 @@ def _thumbnail(pixels: NDArray[np.uint8]) -> str:
     if pixels.shape[1] <= _THUMBNAIL:
         return data_uri(pixels)
     return data_uri(np.asarray(Image.fromarray(pixels).resize((_THUMBNAIL, height), Image.Resampling.LANCZOS)))
+
+
+def _layers(count: int) -> str:
+    return "1 layer" if count == 1 else f"{count} layers"
 
 
 def _db(value: float | None) -> str:

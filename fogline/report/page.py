@@ -91,7 +91,7 @@ def _charts(found: Findings) -> dict[str, str]:
         name = prose.metric_name(compared.metric)
         levels = {"one box for each camera": compared.constant_box_per_camera}
         made["metric_chart"] = charts.curves_chart(compared.metric_curves, f"{name} on held-out frames", levels)
-        made["loss_chart"] = charts.curves_chart(compared.loss_curves, "training loss", log=True)
+        made["loss_chart"] = charts.curves_chart(compared.loss_curves, "training loss")
     if found.fleet:
         made["fleet_chart"] = charts.fleet_chart(found.fleet, "IoU on held-out frames")
     return made
@@ -101,8 +101,8 @@ def _cards(found: Findings) -> list[Card]:
     traffic = found.traffic
     complete = not found.lost and not found.duplicated
     cards = [
-        Card(f"{traffic.gain_vs_source:.2f}x", "fewer bytes than sending every JPEG as captured to every device"),
-        Card(f"{traffic.gain_vs_resized:.2f}x", "fewer bytes than sending every JPEG resized first"),
+        _gain_card(traffic.gain_vs_source, "sending every JPEG as captured to every device"),
+        _gain_card(traffic.gain_vs_resized, "the same with every JPEG resized first"),
     ]
     objects = summary_of(found.scores)["object_psnr_db"]
     full = summary_of(found.scores)["full_psnr_db"]
@@ -118,6 +118,12 @@ def _cards(found: Findings) -> list[Card]:
         )
     )
     return cards
+
+
+def _gain_card(gain: float, baseline: str) -> Card:
+    if gain >= 1:
+        return Card(f"{gain:.2f}x", f"fewer bytes on the wire than {baseline}")
+    return Card(f"{1 / gain:.2f}x", f"MORE bytes on the wire than {baseline}", "bad")
 
 
 def _link_rows(found: Findings) -> list[dict[str, str]]:
@@ -184,7 +190,7 @@ def _codec_rows(found: Findings) -> list[dict[str, Any]]:
 
 def _training(compared: Comparison | None) -> dict[str, Any]:
     if compared is None:
-        return {"training_note": "", "training_rows": [], "training_metric": ""}
+        return {"training_note": "", "training_rows": [], "training_metric": "", "training_seeds": False}
     rows = [
         {"name": name, "mean": f"{prose.average(values):.3f}", "seeds": _list(values) if len(values) > 1 else ""}
         for name, values in (
@@ -199,6 +205,7 @@ def _training(compared: Comparison | None) -> dict[str, Any]:
         "training_note": prose.training(compared),
         "training_rows": rows,
         "training_metric": prose.metric_name(compared.metric),
+        "training_seeds": len(compared.seeds) > 1,
     }
 
 

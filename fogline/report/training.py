@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-import numpy as np
 import torch
 
 from fogline.common.data.sequence import AnnotatedSequence, Frame
@@ -92,7 +91,7 @@ def _from_disk(frames: Sequence[tuple[Frame, str]], size: tuple[int, int], label
     images = torch.empty((len(frames), 3, height, width), dtype=torch.uint8)
     for index, (frame, _) in enumerate(frames):
         pixels = resize(decode_jpeg(frame.path.read_bytes()), width, height)
-        images[index] = torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1)
+        images[index] = torch.from_numpy(pixels.copy()).permute(2, 0, 1)
     targets = tuple(to_target(frame.boxes, frame.width, frame.height, labels) for frame, _ in frames)
     return compare.Annotated(images, targets, tuple(camera for _, camera in frames))
 
