@@ -54,6 +54,7 @@ class Ingest:
         self._locks: dict[bytes, tuple[asyncio.Lock, int]] = {}  # and how many hold or want each
         self._decodes = asyncio.Semaphore(DECODES)
         self._promised: dict[object, int] = {}
+        self._promising = asyncio.Lock()
 
     async def known(self, content_id: bytes, device: str) -> HeldImage | None:
         """What became of an image that is held; `device` is one of its sources then."""
@@ -64,8 +65,9 @@ class Ingest:
 
         The room is kept for `ticket` until `release`. Raises CapacityError.
         """
-        await self._store.make_room(sum(self._promised.values()) + claim.size)
-        self._promised[ticket] = claim.size
+        async with self._promising:  # one at a time: room that is being made must not be missed, nor given twice
+            await self._store.make_room(sum(self._promised.values()) + claim.size)
+            self._promised[ticket] = claim.size
         async with self._alone(claim.content_id):
             return await asyncio.to_thread(self._held, claim)
 

@@ -6,9 +6,9 @@ import asyncio
 import hashlib
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
-from fogline.common.errors import CapacityError
+from fogline.common.errors import CapacityError, UnavailableError
 from fogline.common.metrics import FogMetrics
 from fogline.common.rpc.retry import Backoff
 from fogline.fog_node import encode_messages as messages
@@ -69,7 +69,7 @@ class Pipeline:
                     continue
                 if publishing is not None:
                     await publishing
-                publishing = asyncio.create_task(self._publish(batch, encoded, time.monotonic() - began))
+                publishing = asyncio.create_task(self._publish(encoded, time.monotonic() - began))
             if publishing is not None:
                 await publishing
         finally:
@@ -147,34 +147,17 @@ class Pipeline:
             coded_size(image.width, image.height, self._config.width),
         )
 
-    async def _publish(self, batch: Batch, encoded: messages.Encoded, wall_s: float) -> None:
+    async def _publish(self, encoded: messages.Encoded, wall_s: float) -> None:
         good = [result for result in encoded.results if not result.error]
         for result in encoded.results:
             if result.error:
                 await self._set_aside(result.content_id, result.error)
-        sizes = {hashlib.sha256(data).digest(): len(data) for data in encoded.shared}
-        while True:
-            try:
-                await asyncio.to_thread(self._write, [*encoded.shared, *(result.record for result in good)])
-                share = encoded.seconds / max(1, len(encoded.results))
-                head = await self._store.publish([_encoded_record(result, sizes, share) for result in good])
-                break
-            except CapacityError as error:
-                # The images stay queued on disk; nothing may be dropped to make room for them.
-                self.state = "full"
-                log.error("can't publish: %s", error, extra={"images": len(good)})
-                if await self._backoff.wait_async(self._stop):
-                    return
-        if self.state == "full":
-            self.state = "ready"
-            self._backoff.reset()
-        if not self._config.keep_sources:
-            await self._store.drop_sources([result.content_id for result in good])
+        if not await self._insist(lambda: self._write(good, encoded)):
+            return
         self._metrics.encoded_images.inc(len(good))
         self._metrics.encode_seconds.inc(encoded.seconds)
         self._metrics.encode_queue_images.set(len(self._queue))
-        self._metrics.store_bytes.set(self._store.blobs.total_bytes)
-        self._on_head(head)
+        self._on_head(self._store.head)
         log.info(
             "encoded a batch",
             extra={
@@ -183,17 +166,41 @@ class Pipeline:
                 "wall_s": round(wall_s, 3),
                 "record_bytes": sum(len(result.record) for result in good),
                 "queue": len(self._queue),
-                "head": head,
+                "head": self._store.head,
             },
         )
+        if not self._config.keep_sources:
+            await self._insist(lambda: self._store.drop_sources([result.content_id for result in good]))
 
-    def _write(self, blobs: list[bytes]) -> None:
-        for data in blobs:
-            self._store.blobs.put(data)
+    async def _write(self, good: Sequence[messages.Result], encoded: messages.Encoded) -> None:
+        blobs = [*encoded.shared, *(result.record for result in good)]
+        await asyncio.to_thread(self._store.put, blobs)
+        sizes = {hashlib.sha256(data).digest(): len(data) for data in encoded.shared}
+        share = encoded.seconds / max(1, len(encoded.results))
+        await self._store.publish([_encoded_record(result, sizes, share) for result in good])
+
+    async def _insist(self, write: Callable[[], Awaitable[None]]) -> bool:
+        """Repeat a write until there is room for it; False when we are stopped before.
+
+        Nothing is dropped to make room for records: the images stay queued on disk.
+        """
+        while True:
+            try:
+                await write()
+            except (CapacityError, UnavailableError) as error:
+                self.state = "full"
+                log.error("can't publish: %s", error)
+                if await self._backoff.wait_async(self._stop):
+                    return False
+            else:
+                if self.state == "full":
+                    self.state = "ready"
+                    self._backoff.reset()
+                return True
 
     async def _set_aside(self, content_id: bytes, reason: str) -> None:
         log.error("an image can't be encoded and is set aside: %s", reason, extra={"content_id": content_id.hex()})
-        await self._store.set_aside(content_id, reason)
+        await self._insist(lambda: self._store.set_aside(content_id, reason))
 
 
 def _encoded_record(result: messages.Result, sizes: dict[bytes, int], encode_s: float) -> EncodedRecord:

@@ -214,8 +214,13 @@ class Store:
         )
         return [QueuedImage(i, c, t, w, h, _boxes(boxes)) for i, c, t, w, h, boxes in rows]
 
-    async def publish(self, records: Sequence[EncodedRecord]) -> int:
-        """Publish records in order, each exactly once, and return the new head."""
+    def put(self, blobs: Iterable[bytes]) -> None:
+        """Write the blobs that `publish` is going to name. Blocks."""
+        for data in blobs:
+            self.blobs.put(data)
+
+    async def publish(self, records: Sequence[EncodedRecord]) -> None:
+        """Publish records in order, each exactly once, and move the head."""
 
         def job(db: sqlite3.Connection) -> int:
             for record in records:
@@ -243,7 +248,6 @@ class Store:
             return int(head)
 
         self.head = max(self.head, await self._db.run(job))
-        return self.head
 
     async def set_aside(self, content_id: bytes, reason: str) -> None:
         """Quarantine an image that can't be encoded, until the next start."""
