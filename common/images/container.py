@@ -22,6 +22,7 @@ MAX_SOURCE_SIDE = 65_535
 MAX_SOURCE_PIXELS = 1 << 26
 MAX_CODED_SIDE = 16_384
 MAX_CODED_PIXELS = 1 << 24  # of the background and all object regions together: it bounds what decoding allocates
+MAX_COVERAGE = 64  # times that all object regions together may cover the frame: at any size, decoding costs no more
 MAX_LAYERS = 1 + MAX_BOXES
 MAX_SHARED = 16
 MAX_CAMERA_BYTES = 64
@@ -98,6 +99,11 @@ def from_bytes(data: bytes) -> ImageRecord:
     )
     _check(record)
     return record
+
+
+def coded_pixels(width: int, height: int) -> int:
+    """How many pixels the background and all object regions of a coded frame may have together."""
+    return min(MAX_CODED_PIXELS, (1 + MAX_COVERAGE) * width * height)
 
 
 @dataclass(frozen=True)
@@ -232,7 +238,7 @@ def _check_layers(record: ImageRecord) -> None:
         raise _bad(f"coded size {width}x{height}: 1 to {MAX_CODED_SIDE} a side are possible")
     if not 1 <= len(record.layers) <= MAX_LAYERS:
         raise _bad(f"{len(record.layers)} layers, 1 to {MAX_LAYERS} are possible")
-    pixels = 0
+    pixels, limit = 0, coded_pixels(width, height)
     for index, layer in enumerate(record.layers):
         if (layer.kind is LayerKind.BACKGROUND) != (index == 0):
             raise _bad(f"layer {index} is of kind {layer.kind.name}; one background comes first, then objects")
@@ -247,8 +253,8 @@ def _check_layers(record: ImageRecord) -> None:
             raise _bad(f"scale {layer.scale} of {_name(layer)} is not a finite number above 0")
         if not layer.payload:
             raise _bad(f"{_name(layer)} has no payload")
-        if (pixels := pixels + w * h) > MAX_CODED_PIXELS:
-            raise _bad(f"the layers up to {_name(layer)} code {pixels} pixels, at most {MAX_CODED_PIXELS}")
+        if (pixels := pixels + w * h) > limit:
+            raise _bad(f"the layers up to {_name(layer)} code {pixels} pixels, at most {limit}")
 
 
 def _rounded(record: ImageRecord) -> ImageRecord:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable
 
 from fogline.common.images.codec import Placement
-from fogline.common.images.container import MAX_CODED_PIXELS, MAX_LAYERS
+from fogline.common.images.container import MAX_LAYERS, coded_pixels
 
 Region = tuple[int, int, int, int]  # x, y, w, h in whole pixels
 
@@ -27,11 +27,11 @@ def object_regions(boxes: Iterable[tuple[float, float, float, float]], width: in
     """
     found = {pixel_region(box, width, height) for box in boxes}
     kept: list[Region] = []
-    pixels = width * height
+    pixels, limit = width * height, coded_pixels(width, height)
     for region in sorted(found, key=lambda r: (-r[2] * r[3], r)):
         if any(_inside(region, other) for other in kept):
             continue
-        if len(kept) + 2 > MAX_LAYERS or pixels + region[2] * region[3] > MAX_CODED_PIXELS:
+        if len(kept) + 2 > MAX_LAYERS or pixels + region[2] * region[3] > limit:
             continue
         pixels += region[2] * region[3]
         kept.append(region)

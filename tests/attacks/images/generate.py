@@ -132,6 +132,9 @@ def containers() -> dict[str, bytes]:
         "regions-bomb": layered(
             BACKGROUND, *[(1, 1, 1, (0, 0, 1024, 1024), None, b"o") for _ in range(16)], size=(1024, 1024)
         ),
+        "regions-over-and-over": layered(
+            BACKGROUND, *[(1, 1, 1, (0, 0, 1, 1), None, b"o") for _ in range(65)], size=(1, 1)
+        ),
         "scale-nan": layered((2, 1, 1, (), nan, b"b")),
         "scale-zero": layered((2, 1, 1, (), 0.0, b"b")),
         "scale-negative": layered((2, 1, 1, (), -1.0, b"b")),
