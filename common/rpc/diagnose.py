@@ -14,35 +14,44 @@ from fogline.common.addresses import Address
 from fogline.common.errors import FoglineError, IdentityError, UnavailableError
 from fogline.common.rpc.tls import Material
 
-PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0"  # with an empty SETTINGS frame
-
 
 def diagnose(address: Address, own: Material | None, timeout_s: float) -> FoglineError:
     """Try to reach `address` once: IdentityError when certificates are the reason, else UnavailableError."""
     try:
-        with socket.create_connection((address.host, address.port), timeout=timeout_s) as sock:
-            return _plain(sock, address) if own is None else _encrypted(sock, address, own)
+        if own is None:
+            return _plain(_dial(address, timeout_s), address)
+        # A gRPC server that refuses our certificate just hangs up. So does one that is killed, but not twice in a row.
+        found = _encrypted(_dial(address, timeout_s), address, own) or _encrypted(
+            _dial(address, timeout_s), address, own
+        )
     except OSError as error:
         reason = "no answer" if isinstance(error, TimeoutError) else error.strerror or error
         return UnavailableError(f"{address}: {reason}; is it running, and is the address right?")
+    return found or IdentityError(
+        f"{address} hangs up when it sees our certificate {own.cert_path}: it trusts another authority, or takes the "
+        "certificate for expired; compare tls.ca and the clocks of both ends, or enrol again"
+    )
 
 
-def _encrypted(sock: socket.socket, address: Address, own: Material) -> FoglineError:
+def _dial(address: Address, timeout_s: float) -> socket.socket:
+    return socket.create_connection((address.host, address.port), timeout=timeout_s)
+
+
+def _encrypted(sock: socket.socket, address: Address, own: Material) -> FoglineError | None:
+    """None: the handshake went well, and then the peer hung up."""
     context = ssl.create_default_context(cadata=own.ca.decode("ascii", "replace"))
     context.set_alpn_protocols(["h2"])
     context.load_cert_chain(own.cert_path, own.key_path)
     try:
-        with context.wrap_socket(sock, server_hostname=address.host) as wrapped:
-            wrapped.sendall(PREFACE)
-            if wrapped.recv(1):
-                return UnavailableError(f"{address}: it was starting or too busy to answer")
+        with sock, context.wrap_socket(sock, server_hostname=address.host) as wrapped:
+            # A gRPC server speaks first.
+            return UnavailableError(f"{address}: it was starting, or too busy to answer") if wrapped.recv(1) else None
     except ssl.SSLCertVerificationError as error:
         return IdentityError(f"{address}: we refuse its certificate: {_verdict(error, address)}")
     except ssl.SSLError as error:
         return _alert(error, address)
-    except OSError as error:
-        return UnavailableError(f"{address}: the connection broke during the TLS handshake: {error.strerror or error}")
-    return UnavailableError(f"{address}: it closed the connection after the TLS handshake")
+    except (ConnectionResetError, BrokenPipeError):
+        return None
 
 
 def _verdict(error: ssl.SSLCertVerificationError, address: Address) -> str:
@@ -80,7 +89,7 @@ def _plain(sock: socket.socket, address: Address) -> FoglineError:
     context.verify_mode = ssl.CERT_NONE
     context.set_alpn_protocols(["h2"])
     try:
-        with context.wrap_socket(sock):
+        with sock, context.wrap_socket(sock):
             pass
     except ssl.SSLError as error:
         if "ALERT" not in (error.reason or ""):
