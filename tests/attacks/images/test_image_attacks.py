@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fnmatch
+import re
 import runpy
 import time
 from pathlib import Path
@@ -35,6 +37,20 @@ def rows(folder: str) -> list[tuple[str, str]]:
 @pytest.mark.parametrize("folder", ["container", "payload", "jpeg"])
 def test_every_file_is_described(folder: str) -> None:
     assert {path.stem for path in (HERE / folder).iterdir()} == set(tables()[folder])
+
+
+def test_every_invariant_of_the_specification_has_files() -> None:
+    text = (HERE.parents[2] / "docs" / "image-format.md").read_text()
+    numbered = text.split("## Invariants")[1].split("## Decoding")[0]
+    names = set(tables()["container"])
+    covered: set[str] = set()
+    for invariant in re.findall(r"^\d+\. .*?\[(.*?)\]", numbered, re.MULTILINE | re.DOTALL):
+        for pattern in re.findall(r"`(.*?)`", invariant):
+            found = set(fnmatch.filter(names, pattern))
+            assert found, pattern
+            covered |= found
+    assert covered == names
+    assert len(re.findall(r"^\d+\. ", numbered, re.MULTILINE)) == numbered.count("[")
 
 
 @pytest.mark.parametrize("folder", ["container", "payload"])

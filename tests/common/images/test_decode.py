@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -17,9 +18,9 @@ from fogline.common.errors import FormatError, InputError
 from fogline.common.images import codec as registry
 from fogline.common.images.avif2 import build_avif2
 from fogline.common.images.codec import ImageEncoder, LayerCodec, Placement, SourceImage
-from fogline.common.images.container import coded_pixels
+from fogline.common.images.container import coded_pixels, from_bytes, to_bytes
 from fogline.common.images.decode import BatchDecoder
-from fogline.common.images.jpeg import resize
+from fogline.common.images.jpeg import decode_jpeg, resize
 from fogline.common.images.jpeg2 import build_jpeg2
 from fogline.common.images.quality import MAX_DB, Quality, mean, measure
 from fogline.common.images.record import ImageRecord, Layer, LayerKind
@@ -181,6 +182,36 @@ def test_shared_state_must_be_there() -> None:
     with pytest.raises(FormatError, match="0707"):
         BatchDecoder().prepare(needing, {})
     assert BatchDecoder().prepare(needing, {b"\x07" * 32: b"blob"})
+
+
+@pytest.mark.parametrize("build", [build_jpeg2, build_avif2])
+def test_200_boxes_through_bytes(build: Any) -> None:
+    rng = np.random.default_rng(0)
+    corners = rng.uniform(0, 1, (200, 2)) * (280, 200)
+    boxes = [
+        (*corner, *size) for corner, size in zip(corners.tolist(), rng.uniform(3, 40, (200, 2)).tolist(), strict=True)
+    ]
+    pixels = scene(320, 240)
+    made = encoded(build({}), pixels, *boxes)
+    made = ImageRecord(**{**made.__dict__, "boxes": tuple(Box(*box).scaled(2, 2) for box in boxes)})
+    read = from_bytes(to_bytes(made))
+    assert len(read.boxes) == 200
+    assert torch.equal(decode(read), decode(made))
+    found = measure(pixels, image_of(decode(read)[0]), boxes)
+    assert found.object is not None
+    assert found.object > 30
+
+
+@pytest.mark.data
+@pytest.mark.parametrize("build", [build_jpeg2, build_avif2])
+def test_real_frames_of_any_size_in_one_batch(build: Any, data_root: Path) -> None:
+    files = sorted((data_root / "tracking").glob("*/img/0001.jpg"))
+    sources = [decode_jpeg(file.read_bytes()) for file in files]
+    records = [from_bytes(to_bytes(encoded(build({}), pixels, (50.0, 60.0, 40.0, 30.0)))) for pixels in sources]
+    out = decode(*records, size=(320, 240))
+    for pixels, tensor in zip(sources, out, strict=True):
+        found = measure(resize(pixels, 320, 240), image_of(tensor), [])
+        assert found.full > 23
 
 
 regions = st.tuples(st.integers(0, 90), st.integers(0, 60), st.integers(1, 96), st.integers(1, 64)).map(
