@@ -10,7 +10,7 @@ import time
 from fogline.common.config import LogConfig
 from fogline.common.trace import trace_id
 
-__all__ = ["JsonFormatter", "TextFormatter", "extras", "setup", "trace_id"]
+__all__ = ["JsonFormatter", "TextFormatter", "extras", "is_set_up", "setup", "trace_id"]
 
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
@@ -23,6 +23,11 @@ def setup(config: LogConfig, process_name: str) -> None:
     root.handlers[:] = [handler]
     root.setLevel(config.level.upper())
     logging.captureWarnings(True)
+
+
+def is_set_up() -> bool:
+    """Whether `setup` was called: before that, an error is worth a plain line, not a log record."""
+    return any(isinstance(handler.formatter, JsonFormatter | TextFormatter) for handler in logging.getLogger().handlers)
 
 
 def extras(record: logging.LogRecord) -> dict[str, object]:

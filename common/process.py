@@ -16,6 +16,7 @@ from types import FrameType
 
 import psutil
 
+from fogline.common import logs
 from fogline.common.errors import FoglineError, InternalError
 
 PR_SET_PDEATHSIG = 1
@@ -109,7 +110,7 @@ def run_main(body: Callable[[], int | None]) -> int:
 
 
 def _report(text: str, bug: BaseException | None) -> None:
-    if logging.getLogger().handlers:
+    if logs.is_set_up():
         logging.getLogger("fogline").critical(text, exc_info=bug)
         return
     if bug is not None:

@@ -50,7 +50,7 @@ def _examine(path: Path | None, role: pki.Role | None) -> Iterator[Finding]:
     yield from host.image_formats()
     yield from host.torch(required=role == "fog")
     if path is None or role is None:
-        yield from host.disk(Path.cwd(), 0)
+        yield from host.disk(Path.cwd())
         return
     try:
         config = _load(path, role)

@@ -121,8 +121,8 @@ def image_formats() -> list[Finding]:
     return [Finding("images", "ok", "Pillow reads and writes JPEG and AVIF")]
 
 
-def disk(folder: Path, wanted_bytes: int) -> list[Finding]:
-    """Whether a data folder can be written, lasts, and has room for `wanted_bytes` in all."""
+def disk(folder: Path, wanted_bytes: int = 0) -> list[Finding]:
+    """Whether a data folder can be written, lasts, and has room for `wanted_bytes` in all (0: not limited)."""
     existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     try:
         with tempfile.NamedTemporaryFile(dir=existing):
@@ -132,8 +132,10 @@ def disk(folder: Path, wanted_bytes: int) -> list[Finding]:
         return [Finding("disk", "fail", f"{existing} can't be written: {error.strerror}", advice)]
     findings = []
     free = shutil.disk_usage(existing).free
-    held = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) if folder.is_dir() else 0
-    text = f"{folder}: {_size(free)} free, {_size(held)} held, {_size(wanted_bytes)} allowed by the configuration"
+    text, held = f"{folder}: {_size(free)} free", 0
+    if wanted_bytes:
+        held = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+        text += f", {_size(held)} held, {_size(wanted_bytes)} allowed by the configuration"
     if free < _LOW_DISK:
         findings.append(Finding("disk", "fail", text, "make room, or point data_dir to another disk"))
     elif free + held < wanted_bytes:

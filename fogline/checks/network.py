@@ -6,6 +6,7 @@ import errno
 import socket
 import time
 from contextlib import suppress
+from pathlib import Path
 
 import psutil
 
@@ -40,7 +41,7 @@ def port(what: str, host: str, number: int) -> list[Finding]:
             text = f"{what} address {address} can't be served on: {error.strerror or error}"
             return [Finding("ports", "fail", text, "choose an address of this host, and a port above 1023")]
         holder = _holder(number)
-        if any(name in holder for name in _OURS):
+        if any(Path(word).name in _OURS or word.startswith("fogline.") for word in holder.split()[:4]):
             return [Finding("ports", "ok", f"{what} port {number} is held by {holder}")]
         advice = f"stop it, or choose another {what} port"
         return [Finding("ports", "fail", f"{what} port {number} is in use by {holder or 'another process'}", advice)]

@@ -1,0 +1,103 @@
+"""`fogline encode` and `fogline decode`, and the file between them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from fogline.cli import main
+from fogline.commands.archive import ArchiveWriter, read_archive
+from fogline.common.data.clip import write_clip
+from fogline.common.errors import ConfigError, FormatError, InputError
+from fogline.common.images.record import ImageRecord, SharedState
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_clip(tmp_path_factory.mktemp("made") / "clip", cameras=1, frames=5, width=160, height=120)[0]
+
+
+@pytest.fixture(scope="module")
+def archive(clip: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("archive") / "clip.fga"
+    assert main(["encode", str(clip), "-o", str(path), "--codec", "jpeg2", "--width", "128"]) == 0
+    return path
+
+
+def test_there_and_back(clip: Path, archive: Path, tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    assert main(["decode", str(archive), "-o", str(tmp_path)]) == 0
+    lines = [json.loads(line) for line in (tmp_path / "images.jsonl").read_text().splitlines()]
+    assert len(lines) == 5
+    for line, source in zip(lines, sorted((clip / "img").iterdir()), strict=True):
+        assert line["size"] == [128, 96]
+        assert line["source_size"] == [160, 120]
+        assert line["boxes"]
+        with Image.open(tmp_path / line["file"]) as decoded, Image.open(source) as original:
+            assert decoded.size == (128, 96)
+            difference = np.asarray(decoded, float) - np.asarray(original.convert("RGB").resize((128, 96)), float)
+            assert np.sqrt((difference**2).mean()) < 20  # the right picture, the right way round
+
+
+def test_a_bad_frame_is_named_and_the_rest_goes_on(
+    clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = tmp_path / "clip"
+    (copy / "img").mkdir(parents=True)
+    for image in (clip / "img").iterdir():
+        (copy / "img" / image.name).write_bytes(image.read_bytes())
+    (copy / "groundtruth_rect.txt").write_bytes((clip / "groundtruth_rect.txt").read_bytes())
+    broken = sorted((copy / "img").iterdir())[2]
+    broken.write_bytes(broken.read_bytes()[:-200])
+    out = tmp_path / "clip.fga"
+    assert main(["encode", str(copy), "-o", str(out), "--codec", "jpeg2"]) == InputError.exit_code
+    assert broken.name in capsys.readouterr().err
+    assert sum(isinstance(entry, ImageRecord) for entry in read_archive(out)) == 4
+
+
+def test_mistakes_have_their_codes(clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["encode", str(tmp_path), "-o", str(tmp_path / "x"), "--codec", "jpeg2"]) == InputError.exit_code
+    missing = str(tmp_path / "no" / "x")
+    assert main(["encode", str(clip), "-o", missing, "--codec", "jpeg2"]) == ConfigError.exit_code
+    assert main(["encode", str(clip), "-o", missing, "--codec", "jpeg2", "--param", "x"]) == ConfigError.exit_code
+    assert main(["encode", str(clip), "-o", missing, "--width", "1"]) == ConfigError.exit_code
+    assert main(["decode", missing, "-o", str(tmp_path)]) == ConfigError.exit_code
+    (tmp_path / "junk").write_bytes(b"junk")
+    assert main(["decode", str(tmp_path / "junk"), "-o", str(tmp_path / "out")]) == FormatError.exit_code
+    assert "fogline encode" in capsys.readouterr().err
+
+
+def test_nothing_is_left_after_an_error(tmp_path: Path) -> None:
+    def break_off() -> None:
+        with ArchiveWriter(tmp_path / "a.fga") as writer:
+            writer.add_shared(SharedState(b"d" * 32, b"data"))
+            raise RuntimeError("midway")
+
+    with pytest.raises(RuntimeError, match="midway"):
+        break_off()
+    assert list(tmp_path.iterdir()) == []
+
+
+@given(data=st.data())
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_damage_is_noticed(archive: Path, tmp_path: Path, data: st.DataObject) -> None:
+    good = archive.read_bytes()
+    at = data.draw(st.integers(0, len(good) - 1))
+    kind = data.draw(st.sampled_from(["flip", "cut", "grow"]))
+    bad = bytearray(good)
+    if kind == "flip":
+        bad[at] ^= data.draw(st.integers(1, 255))
+    elif kind == "cut":
+        del bad[at:]
+    else:
+        bad += b"\0"
+    path = tmp_path / "bad.fga"
+    path.write_bytes(bad)
+    with pytest.raises(FormatError):
+        list(read_archive(path))
