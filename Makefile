@@ -5,6 +5,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 OUT ?= fogline-run/demo
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+# Where there is no NVIDIA driver, the build without CUDA, which is ten times smaller. Empty: whatever pip finds.
+TORCH_INDEX ?= $(if $(shell command -v nvidia-smi),,--extra-index-url https://download.pytorch.org/whl/cpu)
 PYTEST := $(BIN)/python -m pytest
 # The contract as released, which a change must not break. To break it on purpose, delete this file and `make proto`.
 BASELINE := proto/baseline.json
@@ -30,14 +33,17 @@ $(BIN)/python:
 	  { echo "error: $(PYTHON) is older than 3.10; install a newer Python or run make PYTHON=python3.11"; exit 2; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
 	  { echo "error: $(PYTHON) has no venv module; install it (Debian: apt install python3-venv) and try again"; exit 2; }
-	@echo '[1/3] making $(VENV)'
+	@echo '[1/4] making $(VENV)'
 	@$(PYTHON) -m venv $(VENV)
 
+# torch comes first and alone: its own index has the small CPU build, and is asked for nothing else.
 $(STAMP): $(BIN)/python pyproject.toml constraints.txt
-	@echo '[2/3] updating pip'
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade 'pip>=24'
-	@echo '[3/3] installing fogline with torch, which is large: some minutes on a slow line'
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c constraints.txt -e '.[torch,up,dev]'
+	@echo '[2/4] updating pip'
+	@$(PIP) --upgrade 'pip>=24'
+	@echo '[3/4] installing torch, 200 MB or more: some minutes on a slow line'
+	@$(PIP) --no-deps --retries 2 $(TORCH_INDEX) -c constraints.txt torch
+	@echo '[4/4] installing fogline and its tools'
+	@$(PIP) -c constraints.txt -e '.[torch,up,dev]'
 	@touch $@
 
 demo: $(STAMP)
