@@ -158,6 +158,10 @@ def _describe(cls: type[Config], indent: str) -> list[str]:
         else:
             value = " " + _yaml_scalar(field.default if field.default is not msgspec.NODEFAULT else None, field)
         lines.append(f"{indent}{field.name}:{value}" + (f" # {comment}" if comment else ""))
+        if (item := _item_section(field.type)) is not None:
+            # One entry, commented out: the list's default stays in force.
+            entry = _describe(item, "  ")
+            lines += [f"{indent}#   {'- ' if i == 0 else '  '}{line.strip()}" for i, line in enumerate(entry)]
     return lines
 
 
