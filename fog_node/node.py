@@ -22,7 +22,7 @@ from fogline.fog_node.store import Store
 
 log = logging.getLogger(__name__)
 
-STATE_S = 1.0  # how often gauges and health are brought up to date
+STATE_S = 0.5  # how often gauges and health are brought up to date
 
 
 async def serve(config: FogConfig) -> None:
