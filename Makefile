@@ -14,7 +14,7 @@ BASELINE := proto/baseline.json
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo test lint format unit test-slow test-gpu proto bench clean
+.PHONY: help install demo test lint format unit test-slow test-gpu docs proto bench clean
 
 help:
 	@echo 'make demo       install, run 1 cloud server, 1 fog node and 3 edge agents on the built-in clip, write a report'
@@ -23,6 +23,7 @@ help:
 	@echo 'make test-slow  the tests that take minutes'
 	@echo 'make test-gpu   the tests that need an accelerator'
 	@echo 'make proto      generate code from proto/'
+	@echo 'make docs       bring the generated parts of docs/ up to date'
 	@echo 'make bench      measure every published figure (hours)'
 	@echo 'make clean      remove the environment and caches'
 
@@ -66,6 +67,7 @@ lint: $(STAMP)
 	@$(BIN)/buf build --exclude-source-info -o $(VENV)/baseline.json && cmp -s $(VENV)/baseline.json $(BASELINE) || \
 	  { echo 'error: $(BASELINE) is stale; run `make proto`'; exit 1; }
 	$(BIN)/python proto/generate.py --check
+	$(BIN)/python docs/generate.py --check
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix-only .
@@ -76,6 +78,9 @@ test-slow: $(STAMP)
 
 test-gpu: $(STAMP)
 	$(PYTEST) -m gpu --timeout 1800
+
+docs: $(STAMP)
+	$(BIN)/python docs/generate.py
 
 proto: $(STAMP)
 	test ! -e $(BASELINE) || $(BIN)/buf breaking --against $(BASELINE)
