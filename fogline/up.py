@@ -11,6 +11,7 @@ import shutil
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -177,9 +178,10 @@ class _Run:
             train_steps=self.steps,
             train_edges=train_edges,
             evaluate_every=max(10, self.steps // 6),
-            max_objects=max(1, self.plan.max_boxes),
         )
         self.seconds: dict[str, float] = {}
+        self._status = console.status("")
+        self._told: dict[str, float] = {}
 
     def go(self) -> int:
         """Run, evaluate, write, show."""
@@ -227,7 +229,8 @@ class _Run:
             refused=[str(error) for sequence in self.source.sequences for error in sequence.refused],
             seconds=self.seconds,
         )
-        found = evaluate(cluster, tracks, options, self._tell)
+        with self._status if self.console.is_terminal else nullcontext():
+            found = evaluate(cluster, tracks, options, self._tell)
         (self.out / "report.json").write_text(json.dumps(document(found), indent=1) + "\n", encoding="utf-8")
         (self.out / "report.html").write_text(page.render(found), encoding="utf-8")
         terminal.show(self.console, found)
@@ -243,7 +246,13 @@ class _Run:
         )
 
     def _tell(self, line: str) -> None:
-        self.console.print(f"  {line}", highlight=False, soft_wrap=True)
+        """One line per step of the evaluation; of a training's own steps, not more than a few."""
+        now, kind = time.monotonic(), line.partition(":")[0]
+        if self.console.is_terminal:
+            self._status.update(line)
+        elif kind not in self._told or now - self._told[kind] > 10:
+            self._told[kind] = now
+            self.console.print(f"  {line}", highlight=False, soft_wrap=True)
 
 
 def environment() -> dict[str, str]:

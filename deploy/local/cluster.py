@@ -24,6 +24,7 @@ from fogline.deploy.local.supervisor import Child, ProcessSpec, Supervisor
 HOST = "127.0.0.1"
 _MODULES = {"cloud": "fogline.cloud_server", "fog": "fogline.fog_node", "edge": "fogline.edge_agent"}
 _READY_S = 60.0
+_QUIET_S = 3.0  # a batch of the slower codecs takes longer, but nobody wants to wait at the end
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,6 @@ class Settings:
     train_steps: int = 0  # 0: no training on edges
     train_edges: int = 0  # how many of the edges train
     evaluate_every: int = 20
-    max_objects: int = 1
     seed: int = 0
 
 
@@ -119,7 +119,9 @@ class Cluster:
                 "width": chosen.width,
                 "height": chosen.height,
                 "steps": chosen.train_steps,
-                "max_objects": chosen.max_objects,
+                "labels": list(self.plan.labels),
+                "metric": self.plan.metric,
+                "quiet_s": _QUIET_S,
                 "seed": chosen.seed,
                 "evaluate": _frames(self.plan.held_out),
                 "evaluate_every": chosen.evaluate_every,

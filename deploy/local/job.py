@@ -80,12 +80,11 @@ def progress_of(cluster: Cluster) -> Progress:
     """Where the job stands by the newest counters."""
     fog = cluster.counters["fog"]
     images = len(cluster.plan.images)
-    queue = _whole(fog.gauge("fogline_encode_queue_images"), default=images)
-    stored = _whole(fog.gauge("fogline_stored_images"))
     children = cluster.supervisor.children
     edges = []
     for number, edge in enumerate(cluster.plan.edges):
         counted = cluster.counters[edge.name]
+        step = _whole(counted.gauge("fogline_train_step"))
         waiting = counted.gauge("fogline_outbox_images")
         edges.append(
             EdgeProgress(
@@ -98,9 +97,9 @@ def progress_of(cluster: Cluster) -> Progress:
                 to_hold=len(cluster.plan.expected(edge.name)),
                 held=_whole(counted.gauge("fogline_library_records")),
                 to_train=cluster.settings.train_steps if number < cluster.trainers else 0,
-                step=_whole(counted.gauge("fogline_train_step")),
-                loss=counted.gauge("fogline_train_loss"),
-                iou=counted.gauge("fogline_train_iou"),
+                step=step,
+                loss=counted.gauge("fogline_train_loss") if step else None,
+                iou=counted.gauge("fogline_train_iou") if step else None,
                 sent=_link(cluster, edge.name, "sent"),
                 received=_link(cluster, edge.name, "received"),
             )
@@ -109,16 +108,15 @@ def progress_of(cluster: Cluster) -> Progress:
         FogProgress(
             running=children["fog"].ready is not None,
             images=images,
-            stored=stored,
-            encoded=round(fog.total("fogline_encoded_images_total")),
-            published=max(0, stored - queue),
+            stored=_whole(fog.gauge("fogline_stored_images")),
+            published=_whole(fog.gauge("fogline_published_head")),
         ),
         tuple(edges),
     )
 
 
-def _whole(value: float | None, default: int = 0) -> int:
-    return default if value is None or value != value else round(value)
+def _whole(value: float | None) -> int:
+    return 0 if value is None or value != value else round(value)
 
 
 def _link(cluster: Cluster, name: str, direction: str) -> float:

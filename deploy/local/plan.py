@@ -54,9 +54,20 @@ class Plan:
         return frozenset(self.images) - own
 
     @property
-    def max_boxes(self) -> int:
-        """The largest number of boxes in one frame."""
-        return max((len(f.boxes) for part in (self.shared, self.held_out) for s in part for f in s.frames), default=0)
+    def metric(self) -> str:
+        """How a detector is judged on these frames: `iou` where none has several objects, else `ap50`."""
+        return "iou" if all(len(frame.boxes) <= 1 for frame in self._frames()) else "ap50"
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """What a detector tells apart; nothing where there is one object at most."""
+        if self.metric == "iou":
+            return ()
+        return tuple(sorted({box.label for frame in self._frames() for box in frame.boxes}))
+
+    def _frames(self) -> Iterator[Frame]:
+        for sequence in (*self.shared, *self.held_out):
+            yield from sequence.frames
 
 
 def make_plan(sequences: Sequence[AnnotatedSequence], edges: int, train_fraction: float) -> Plan:

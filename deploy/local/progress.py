@@ -49,7 +49,6 @@ class FogProgress:
     running: bool
     images: int  # that will come
     stored: int
-    encoded: int
     published: int
 
     @property
@@ -78,7 +77,7 @@ class Progress:
     @property
     def _mark(self) -> tuple[object, ...]:
         edges = tuple((e.captured, e.capture_done, e.waiting, e.held, e.step) for e in self.edges)
-        return (self.fog.stored, self.fog.encoded, self.fog.published, edges)
+        return (self.fog.stored, self.fog.published, edges)
 
 
 class Watch:

@@ -91,9 +91,7 @@ def _table(progress: Progress, elapsed: float) -> Table:
         )
     fog = progress.fog
     who = "fog node" if fog.running else "[red]fog node (restarting)[/]"
-    table.caption = (
-        f"{who}: {_of(fog.stored, fog.images)} images stored, {fog.encoded} encoded, {fog.published} published"
-    )
+    table.caption = f"{who}: {_of(fog.stored, fog.images)} images stored, {fog.published} encoded and published"
     table.caption_justify = "left"
     return table
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 
 import torch
@@ -30,8 +31,7 @@ def compare_on(
     tell: Callable[[str], None],
 ) -> Comparison:
     """Train with each seed on the captured frames and on what became of them; `size` is (width, height)."""
-    metric = "iou" if plan.max_boxes <= 1 else "ap50"
-    labels = _labels(plan) if metric == "ap50" else ()
+    metric, labels = plan.metric, plan.labels
     sequence_of = {frame.path: sequence.name for sequence in plan.shared for frame in sequence.frames}
     frames = [(image.captured.frame, sequence_of[image.captured.frame.path]) for image in received]
     source = _from_disk(frames, size, labels)
@@ -39,7 +39,7 @@ def compare_on(
     held_out = _from_disk([(f, s.name) for s in plan.held_out for f in s.frames if _useful(f, metric)], size, labels)
 
     def progress(images: str, seed: int, step: int, loss: float) -> None:
-        tell(f"training on {images} images, seed {seed}: step {step} of {steps}, loss {loss:.3f}")
+        tell(f"training on {images} images, seed {seed}: step {step} of {steps}, loss {loss:.2f}")
 
     found = compare.compare_training(
         source,
@@ -48,6 +48,7 @@ def compare_on(
         recipe=Recipe(labels=max(1, len(labels)), steps=steps),
         seeds=seeds,
         metric=metric,
+        workers=min(len(os.sched_getaffinity(0)), 2 * len(seeds)),
         progress=progress,
     )
     names = (compare.SOURCE, DECODED)
@@ -75,11 +76,6 @@ def training_size(sequences: Sequence[AnnotatedSequence], width: int) -> tuple[i
     aspects = sorted(frame.height / frame.width for sequence in sequences for frame in sequence.frames)
     width = max(32, round(width / 16) * 16)
     return width, max(32, round(width * aspects[len(aspects) // 2] / 16) * 16)
-
-
-def _labels(plan: Plan) -> tuple[str, ...]:
-    parts = (*plan.shared, *plan.held_out)
-    return tuple(sorted({box.label for sequence in parts for frame in sequence.frames for box in frame.boxes}))
 
 
 def _useful(frame: Frame, metric: str) -> bool:
