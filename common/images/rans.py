@@ -1,8 +1,8 @@
 """rANS entropy coding of small signed integers, on integer tables only.
 
-Range asymmetric numeral systems (J. Duda, arXiv:1311.2540) with one 32-bit state and byte-wise renormalisation. Both ends
-derive the frequency tables by integer arithmetic from a table number, so two devices never have to agree on floating
-point. A stream is one state: at the few thousand symbols of a network's weights, plain Python integers are as fast as
+Range asymmetric numeral systems (J. Duda, arXiv:1311.2540) with one 32-bit state and byte-wise renormalisation. Both
+ends derive the frequency tables by integer arithmetic from a table number, so two devices never have to agree on
+floating point. A stream is one state: at the few thousand symbols of a network's weights, plain Python integers are as fast as
 numpy over interleaved lanes, and one state costs 4 bytes where every further lane would cost 4 more.
 
 Stream: the encoder's final state (4 bytes, big-endian), then renormalisation bytes in the order the decoder reads them.
@@ -33,7 +33,7 @@ TABLES = len(_GEOMETRIC) + len(_NORMAL)
 
 @lru_cache(maxsize=TABLES)
 def frequencies(table: int) -> NDArray[np.int64]:
-    """Frequencies (256,) of the symbols -128..127, each at least 1, summing to 2**PRECISION. Integer arithmetic only."""
+    """Frequencies (256,) of the symbols -128..127, each at least 1, summing to 2**PRECISION; integer arithmetic."""
     if table < len(_GEOMETRIC):
         width = _GEOMETRIC[table]
         ratio, decay = _ONE * width // (width + 4), _ONE

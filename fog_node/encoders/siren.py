@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import islice
 
 import numpy as np
 import torch
@@ -12,23 +14,46 @@ from numpy.typing import NDArray
 from fogline.common.images.codec import EncodedImage, ImageEncoder, Placement, SourceImage
 from fogline.common.images.record import Layer, LayerKind
 from fogline.common.images.regions import object_regions
-from fogline.common.images.siren import Network, Shape, SirenCodec, pack
+from fogline.common.images.siren import SirenCodec
+from fogline.common.images.siren_payload import Grid, Networks, Shape, pack
+from fogline.common.images.siren_tiles import tiles
 from fogline.fog_node.encoders.siren_batches import Signal, fit_batches
-from fogline.fog_node.encoders.siren_fit import Schedule
+from fogline.fog_node.encoders.siren_fit import FittedNetwork, Schedule
 from fogline.fog_node.encoders.siren_params import SirenParams
 from fogline.fog_node.encoders.siren_reference import fit_reference
-from fogline.fog_node.encoders.siren_shapes import REFERENCE_BACKGROUND, background_shape, object_shape
+from fogline.fog_node.encoders.siren_shapes import REFERENCE_BACKGROUND, background_networks, object_shape
 
-_WHOLE = (0.0, 0.0, 1.0, 1.0)
 _ROBUST = 99.5  # percentile of the residual that an object network's range covers
 
 
 @dataclass(frozen=True)
-class _Object:
+class _Source:
+    """A layer to be coded: values (h, w, 3) in [-1, 1] for its region."""
+
     image: int
     region: tuple[int, int, int, int]
     scale: float
-    signal: Signal
+    shape: Shape
+    grid: Grid
+    values: NDArray[np.float32]
+
+    @property
+    def place(self) -> Placement:
+        """The whole layer at the coded size."""
+        return Placement(0, 0, self.region[2], self.region[3], (0.0, 0.0, 1.0, 1.0))
+
+    @property
+    def signals(self) -> list[Signal]:
+        """What each network of the grid has to learn."""
+        return [
+            Signal(self.shape, t.xs, t.ys, self.values[t.y : t.y + len(t.ys), t.x : t.x + len(t.xs)].reshape(-1, 3))
+            for t in tiles(self.place, self.grid)
+        ]
+
+    def networks(self, fitted: Sequence[FittedNetwork]) -> Networks:
+        """The fitted networks of the grid together."""
+        steps, weights = np.stack([f.steps for f in fitted]), np.stack([f.weights for f in fitted])
+        return Networks(self.shape, self.grid, steps, weights)
 
 
 class SirenEncoder(ImageEncoder):
@@ -40,63 +65,61 @@ class SirenEncoder(ImageEncoder):
 
     def encode(self, images: Sequence[SourceImage]) -> list[EncodedImage]:
         """See ImageEncoder.encode."""
-        signals = [self._background(image) for image in images]
-        backgrounds = self._fit(signals, LayerKind.BACKGROUND)
-        decoded = self._decode(backgrounds, signals)
-        objects = [
-            item
-            for index, (image, background) in enumerate(zip(images, decoded, strict=True))
-            for item in _objects(index, image, background)
-        ]
-        networks = self._fit([item.signal for item in objects], LayerKind.OBJECT)
-        layers = [
-            [self._layer(LayerKind.BACKGROUND, _frame(i), 1.0, b)] for i, b in zip(images, backgrounds, strict=True)
-        ]
-        for item, network in zip(objects, networks, strict=True):
-            layers[item.image].append(self._layer(LayerKind.OBJECT, item.region, item.scale, network))
+        frames = [self._background(index, image) for index, image in enumerate(images)]
+        backgrounds = self._fit(frames, LayerKind.BACKGROUND)
+        decoded = self._decode(backgrounds, frames)
+        objects = [o for i, background in enumerate(decoded) for o in _objects(i, images[i], background)]
+        residuals = self._fit(objects, LayerKind.OBJECT)
+        layers = [[self._layer(LayerKind.BACKGROUND, f, b)] for f, b in zip(frames, backgrounds, strict=True)]
+        for source, networks in zip(objects, residuals, strict=True):
+            layers[source.image].append(self._layer(LayerKind.OBJECT, source, networks))
         return [EncodedImage(tuple(of_image)) for of_image in layers]
 
-    def _fit(self, signals: Sequence[Signal], kind: LayerKind) -> list[Network]:
+    def _fit(self, sources: Sequence[_Source], kind: LayerKind) -> list[Networks]:
         params, background = self._params, kind is LayerKind.BACKGROUND
+        signals = [signal for source in sources for signal in source.signals]
         steps = params.steps if background else params.object_steps
         if params.profile == "reference":
-            return [fit_reference(s, steps or 10_000, params.seed, self._device) for s in signals]
-        schedule = background_schedule(params) if background else object_schedule(params)
-        return fit_batches(signals, schedule, params.seed, self._device)
+            fitted = [fit_reference(signal, steps or 10_000, params.seed, self._device) for signal in signals]
+        else:
+            plan = background_schedule if background else object_schedule
+            fitted = fit_batches(signals, partial(plan, params), params.seed, self._device)
+        rest = iter(fitted)
+        return [source.networks(list(islice(rest, source.grid.networks))) for source in sources]
 
-    def _background(self, image: SourceImage) -> Signal:
-        height, width = image.pixels.shape[:2]
-        target = image.pixels.reshape(-1, 3).astype(np.float32) / 127.5 - 1
-        return Signal(self._background_shape(image.pixels), width, height, target)
+    def _background(self, index: int, image: SourceImage) -> _Source:
+        params, (height, width) = self._params, image.pixels.shape[:2]
+        if params.depth and params.width and params.columns and params.rows:
+            shape, grid = Shape(params.depth, params.width), Grid(params.columns, params.rows)
+        elif params.profile == "reference":
+            shape, grid = REFERENCE_BACKGROUND
+        else:
+            shape, grid = background_networks(image.pixels, params.target_db)
+        target = image.pixels.astype(np.float32) / np.float32(127.5) - 1
+        return _Source(index, (0, 0, width, height), 1.0, shape, grid, target)
 
-    def _background_shape(self, pixels: NDArray[np.uint8]) -> Shape:
-        if self._params.depth is not None and self._params.width is not None:
-            return Shape(self._params.depth, self._params.width)
-        if self._params.profile == "reference":
-            return REFERENCE_BACKGROUND
-        return background_shape(pixels, self._params.target_db)
-
-    def _decode(self, networks: Sequence[Network], signals: Sequence[Signal]) -> list[NDArray[np.float32]]:
+    def _decode(self, backgrounds: Sequence[Networks], sources: Sequence[_Source]) -> list[NDArray[np.float32]]:
         """What a receiver decodes at the coded size: (H, W, 3) in [0, 1]."""
-        places = [Placement(0, 0, s.width, s.height, _WHOLE) for s in signals]
-        tensors = self._codec.render(networks, [LayerKind.BACKGROUND] * len(networks), places, self._device)
+        places = [source.place for source in sources]
+        tensors = self._codec.render(backgrounds, [LayerKind.BACKGROUND] * len(sources), places, self._device)
         return [tensor.permute(1, 2, 0).cpu().numpy() for tensor in tensors]
 
-    def _layer(self, kind: LayerKind, region: tuple[int, int, int, int], scale: float, network: Network) -> Layer:
-        return Layer(kind, self._codec.number, self._codec.version, region, scale, pack(network))
+    def _layer(self, kind: LayerKind, source: _Source, networks: Networks) -> Layer:
+        return Layer(kind, self._codec.number, self._codec.version, source.region, source.scale, pack(networks))
 
 
-def background_schedule(params: SirenParams) -> Schedule:
-    """How the fast profile fits backgrounds."""
-    return Schedule(params.steps or 800, 1024, 0.1, 0.01, 15.0, 0.2, params.bits)
+def background_schedule(params: SirenParams, pixels: int) -> Schedule:
+    """How the fast profile fits a background network for this many pixels."""
+    piece = min(max(128, round(pixels / 40 / 64) * 64), 1024)
+    return Schedule(params.steps or 1000, piece, 0.1, 0.004, 10.0, 0.2, params.bits)
 
 
-def object_schedule(params: SirenParams) -> Schedule:
-    """How the fast profile fits objects."""
-    return Schedule(params.object_steps or 400, 256, 0.1, 0.01, 8.0, 0.2, params.bits)
+def object_schedule(params: SirenParams, pixels: int) -> Schedule:
+    """How the fast profile fits an object network for this many pixels."""
+    return Schedule(params.object_steps or 500, 256, 0.1, 0.004, 8.0, 0.2, params.bits)
 
 
-def _objects(index: int, image: SourceImage, background: NDArray[np.float32]) -> Iterator[_Object]:
+def _objects(index: int, image: SourceImage, background: NDArray[np.float32]) -> Iterator[_Source]:
     """What the image's object networks have to learn: the residual to the decoded background, pixel by pixel once.
 
     Residuals are added up where regions overlap, so the first (largest) region codes those pixels and the others zero.
@@ -105,17 +128,12 @@ def _objects(index: int, image: SourceImage, background: NDArray[np.float32]) ->
     height, width = residual.shape[:2]
     for x, y, w, h in object_regions(image.boxes, width, height):
         view = residual[y : y + h, x : x + w]
-        crop = view.reshape(-1, 3)
-        scale = residual_range(crop)
-        target = np.clip(crop / np.float32(scale), -1, 1)
+        scale = residual_range(view)
+        values = np.clip(view / np.float32(scale), -1, 1)
         view[:] = 0
-        yield _Object(index, (x, y, w, h), scale, Signal(object_shape(w * h), w, h, target))
+        yield _Source(index, (x, y, w, h), scale, object_shape(w * h), Grid(1, 1), values)
 
 
 def residual_range(residual: NDArray[np.float32]) -> float:
     """The range Q that an object network codes: robust, because one outlier would waste it; a float32 value."""
     return float(np.float32(max(np.percentile(np.abs(residual), _ROBUST), 1 / 255)))
-
-
-def _frame(image: SourceImage) -> tuple[int, int, int, int]:
-    return 0, 0, image.pixels.shape[1], image.pixels.shape[0]

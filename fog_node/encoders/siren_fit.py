@@ -12,8 +12,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
-from fogline.common.images.siren import STEPS, Network, Shape
+from fogline.common.images.siren_payload import STEPS, Shape
 
 _BETA1, _BETA2, _EPSILON = 0.9, 0.99, 1e-8
 _WARM_UP = 20  # steps
@@ -34,7 +35,15 @@ class Schedule:
     bits: int  # of a quantised weight
 
 
-def pixel_order(count: int, slice_size: int, seed: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+@dataclass(frozen=True)
+class FittedNetwork:
+    """One network, quantised."""
+
+    steps: NDArray[np.uint8]  # step number of each layer (depth + 1,)
+    weights: NDArray[np.int8]  # (parameters,)
+
+
+def pixel_order(count: int, slice_size: int, seed: int) -> NDArray[np.int64]:
     """A random order of `count` pixels, repeated to a whole number of slices so that every step has equally many.
 
     Few pixels are repeated more often, so that the uneven last round weighs little.
@@ -51,15 +60,14 @@ class BatchFit:
     def __init__(
         self, shape: Shape, positions: torch.Tensor, targets: torch.Tensor, schedule: Schedule, seed: int
     ) -> None:
-        """`positions` (N, S, 2), or (1, S, 2) shared by all, and `targets` (N, S, 3), in the order of the steps."""
+        """`positions` (N, S, 2) and `targets` (N, S, 3), in the order of the steps."""
         self.shape, self.schedule = shape, schedule
         self._positions, self._targets = positions, targets
         count, self._device = targets.shape[0], targets.device
         size = (count, shape.parameters)
-        self._master = torch.zeros(size, device=self._device)  # what Adam moves
-        self._seen = torch.zeros(size, device=self._device)  # what the networks compute with; quantised in the finish
+        self._parameters = torch.zeros(size, device=self._device)
         self._gradient = torch.zeros(size, device=self._device)
-        self._weights = _views(self._seen, shape)
+        self._weights = _views(self._parameters, shape)
         self._weight_gradients = _views(self._gradient, shape)
         self._initialise(seed)
         pixels = min(schedule.slice, targets.shape[1])
@@ -74,7 +82,7 @@ class BatchFit:
     def _initialise(self, seed: int) -> None:
         """SIREN's initialisation, the same for every network of the batch; the output starts at the target's mean."""
         generator = torch.Generator().manual_seed(seed)
-        for index, (weights, biases) in enumerate(_views(self._master, self.shape)):
+        for index, (weights, biases) in enumerate(_views(self._parameters, self.shape)):
             inputs = weights.shape[1]
             if index == 0:
                 bound, bias_bound = self.schedule.frequency, math.pi
@@ -84,24 +92,23 @@ class BatchFit:
                 bound, bias_bound = math.sqrt(6 / inputs) / 30, 0.0
             for tensor, limit in ((weights, bound), (biases, bias_bound)):
                 tensor.copy_((torch.rand((1, *tensor.shape[1:]), generator=generator) * 2 - 1) * limit)
-        _views(self._master, self.shape)[-1][1].copy_(self._targets.mean(dim=1, keepdim=True))
+        _views(self._parameters, self.shape)[-1][1].copy_(self._targets.mean(dim=1, keepdim=True))
 
-    def run(self) -> list[Network]:
-        """Fit, and return the quantised networks."""
+    def run(self) -> list[FittedNetwork]:
+        """Fit, and return the quantised networks.
+
+        In the finish, one layer after the other is rounded and frozen, first layer first, while the later ones go on
+        learning and make up for it (incremental quantisation, arXiv:1702.03044, by layers).
+        """
         plan = self.schedule
         rates = self._rates()
-        first, second = torch.zeros_like(self._master), torch.zeros_like(self._master)
-        update = torch.empty_like(self._master)
-        finish_at = plan.steps - round(plan.steps * plan.finish)
-        numbers: torch.Tensor | None = None
+        freeze_at = self._freeze_steps()
+        numbers: list[torch.Tensor] = []
+        first, second = torch.zeros_like(self._parameters), torch.zeros_like(self._parameters)
+        update = torch.empty_like(self._parameters)
         for step in range(plan.steps):
-            if step >= finish_at:
-                if numbers is None:
-                    numbers = self._step_numbers()
-                    sizes = self._spread(_step_sizes(numbers))
-                self._quantise(sizes)
-            else:
-                self._seen.copy_(self._master)
+            while len(numbers) <= self.shape.depth and step >= freeze_at[len(numbers)]:
+                self._freeze(numbers, rates)
             self._accumulate(step % self._slices)
             first.lerp_(self._gradient, 1 - _BETA1)
             second.mul_(_BETA2).addcmul_(self._gradient, self._gradient, value=1 - _BETA2)
@@ -109,10 +116,30 @@ class BatchFit:
             update.mul_(1 / math.sqrt(1 - _BETA2 ** (step + 1))).add_(_EPSILON)
             torch.div(first, update, out=update)
             factor = _cosine(step, plan.steps) / (1 - _BETA1 ** (step + 1))
-            self._master.addcmul_(update, rates, value=-factor)
-        if numbers is None:
-            numbers = self._step_numbers()
-        return self._networks(numbers)
+            self._parameters.addcmul_(update, rates, value=-factor)
+        while len(numbers) <= self.shape.depth:
+            self._freeze(numbers, rates)
+        return self._networks(torch.stack(numbers, 1))
+
+    def _freeze_steps(self) -> list[int]:
+        length = self.schedule.steps * self.schedule.finish
+        layers = self.shape.depth + 1
+        return [round(self.schedule.steps - length * (layers - i) / layers) for i in range(layers)]
+
+    def _freeze(self, numbers: list[torch.Tensor], rates: torch.Tensor) -> None:
+        """Round the next layer to its quantisation step, whose number (N,) is appended, and stop it from learning."""
+        layer = len(numbers)
+        tensors = self._weights[layer]
+        largest = torch.maximum(*(tensor.abs().amax((1, 2)) for tensor in tensors))
+        # The first layer is small, and an error of its frequencies grows towards the region's edges: one bit more.
+        limit = min(_LIMIT, 2 ** (self.schedule.bits - (layer > 0)) - 1)
+        number = torch.ceil((torch.log2(largest / limit) + 24) * 8).clamp_(0, 255).long()
+        size = _step_sizes(number)[:, None, None]
+        for tensor in tensors:
+            tensor.div_(size).round_().clamp_(-_LIMIT, _LIMIT).mul_(size)
+        for rate in _views(rates, self.shape)[layer]:
+            rate.zero_()
+        numbers.append(number)
 
     def _rates(self) -> torch.Tensor:
         rates = torch.full((1, self.shape.parameters), self.schedule.rate, device=self._device)
@@ -123,8 +150,7 @@ class BatchFit:
     def _accumulate(self, index: int) -> None:
         """Gradient of the mean squared error of each network on one slice, into `self._gradient`."""
         at = slice(index * self._pixels, (index + 1) * self._pixels)
-        count = self._targets.shape[0]
-        positions = self._positions[:, at].expand(count, -1, -1)
+        positions = self._positions[:, at]
         values = positions
         for (weights, biases), value, slope in zip(self._weights[:-1], self._values, self._slopes, strict=True):
             torch.baddbmm(biases, values, weights, out=slope)
@@ -143,28 +169,16 @@ class BatchFit:
                 torch.bmm(back, self._weights[layer][0].transpose(1, 2), out=self._back)
                 back = self._slopes[layer - 1].mul_(self._back)
 
-    def _step_numbers(self) -> torch.Tensor:
-        """Number of the quantisation step (N, layers): the smallest whose range holds the layer's largest value."""
-        limit = 2 ** (self.schedule.bits - 1) - 1
-        largest = torch.stack(
-            [torch.maximum(w.abs().amax((1, 2)), b.abs().amax((1, 2))) for w, b in _views(self._master, self.shape)], 1
-        )
-        return torch.ceil((torch.log2(largest / limit) + 24) * 8).clamp_(0, 255).long()
-
     def _spread(self, per_layer: torch.Tensor) -> torch.Tensor:
         """(N, layers) repeated to (N, parameters)."""
         counts = torch.tensor([(i + 1) * o for i, o in self.shape.layers], device=self._device)
         return torch.repeat_interleave(per_layer, counts, dim=1)
 
-    def _quantise(self, sizes: torch.Tensor) -> None:
-        torch.div(self._master, sizes, out=self._seen)
-        self._seen.round_().clamp_(-_LIMIT, _LIMIT).mul_(sizes)
-
-    def _networks(self, numbers: torch.Tensor) -> list[Network]:
+    def _networks(self, numbers: torch.Tensor) -> list[FittedNetwork]:
         sizes = self._spread(_step_sizes(numbers))
-        weights = (self._master / sizes).round_().clamp_(-_LIMIT, _LIMIT).to(torch.int8).cpu().numpy()
-        steps = numbers.cpu().tolist()
-        return [Network(self.shape, tuple(s), w) for s, w in zip(steps, weights, strict=True)]
+        weights = (self._parameters / sizes).round_().clamp_(-_LIMIT, _LIMIT).to(torch.int8).cpu().numpy()
+        steps = numbers.to(torch.uint8).cpu().numpy()
+        return [FittedNetwork(s, w) for s, w in zip(steps, weights, strict=True)]
 
 
 def _views(flat: torch.Tensor, shape: Shape) -> list[tuple[torch.Tensor, torch.Tensor]]:

@@ -10,7 +10,7 @@ from msgspec import Meta
 
 from fogline.common.config import Config
 from fogline.common.errors import ConfigError
-from fogline.common.images.siren import MAX_DEPTH, MAX_WIDTH
+from fogline.common.images.siren_payload import MAX_DEPTH, MAX_SIDE, MAX_WIDTH
 
 
 class SirenParams(Config, frozen=True):
@@ -23,17 +23,20 @@ class SirenParams(Config, frozen=True):
     seed: Annotated[int, Meta(ge=0, le=2**31 - 1, description="Seed of initial weights and pixel order")] = 0
     steps: Annotated[int, Meta(ge=1, description="Steps of a background network")] | None = None
     object_steps: Annotated[int, Meta(ge=1, description="Steps of an object network")] | None = None
-    depth: Annotated[int, Meta(ge=1, le=MAX_DEPTH, description="Sine layers of every background network")] | None = None
+    depth: Annotated[int, Meta(ge=1, le=MAX_DEPTH, description="Sine layers of each background network")] | None = None
     width: Annotated[int, Meta(ge=1, le=MAX_WIDTH, description="Units of each of those layers")] | None = None
+    columns: Annotated[int, Meta(ge=1, le=MAX_SIDE, description="Background networks across the frame")] | None = None
+    rows: Annotated[int, Meta(ge=1, le=MAX_SIDE, description="Background networks down the frame")] | None = None
     target_db: Annotated[
         float, Meta(ge=10, le=50, description="Background PSNR that the fast profile sizes its networks for")
     ] = 27.0
     bits: Annotated[int, Meta(ge=3, le=8, description="Bits of a weight before entropy coding")] = 7
 
     def __post_init__(self) -> None:
-        """Depth and width are one choice."""
-        if (self.depth is None) != (self.width is None):
-            raise ValueError("`depth` and `width` go together; set both or neither")
+        """The four numbers that fix the background's networks are one choice."""
+        given = [name for name in ("depth", "width", "columns", "rows") if getattr(self, name) is not None]
+        if 0 < len(given) < 4:
+            raise ValueError(f"`{given[0]}` alone says too little; set depth, width, columns and rows, or none of them")
 
 
 def siren_params(values: Mapping[str, Any]) -> SirenParams:

@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from fogline.common.images.codec import Placement
-from fogline.common.images.siren import STEPS, Network, positions_of
+from fogline.common.images.siren_payload import STEPS
 from fogline.fog_node.encoders.siren_batches import Signal
+from fogline.fog_node.encoders.siren_fit import FittedNetwork
 
 W0 = 30.0
 RATE = 2e-4
@@ -27,8 +27,7 @@ class ReferenceFit:
 
     def __init__(self, signal: Signal, steps: int, seed: int, device: torch.device) -> None:
         self._shape, self._steps = signal.shape, steps
-        place = Placement(0, 0, signal.width, signal.height, (0.0, 0.0, 1.0, 1.0))
-        self._positions = torch.from_numpy(positions_of(place)).to(device)
+        self._positions = torch.from_numpy(signal.positions).to(device)
         self._targets = torch.from_numpy(signal.targets).to(device)
         generator = torch.Generator().manual_seed(seed)
         self._layers: list[tuple[nn.Parameter, nn.Parameter]] = []
@@ -68,7 +67,7 @@ class ReferenceFit:
         layers = self._best[1] if self._best else [(w.detach(), b.detach()) for w, b in self._layers]
         return [(w * W0, b * W0) for w, b in layers[:-1]] + [layers[-1]]
 
-    def network(self) -> Network:
+    def network(self) -> FittedNetwork:
         """The weights at 8 bits."""
         numbers, parts = [], []
         for weights, biases in self.folded():
@@ -76,10 +75,10 @@ class ReferenceFit:
             number = int(np.searchsorted(STEPS[:-1], np.abs(flat).max() / 127))
             numbers.append(number)
             parts.append(np.clip(np.round(flat / STEPS[number]), -127, 127).astype(np.int8))
-        return Network(self._shape, tuple(numbers), np.concatenate(parts))
+        return FittedNetwork(np.array(numbers, np.uint8), np.concatenate(parts))
 
 
-def fit_reference(signal: Signal, steps: int, seed: int, device: torch.device) -> Network:
+def fit_reference(signal: Signal, steps: int, seed: int, device: torch.device) -> FittedNetwork:
     """Fit one signal by the published method."""
     fit = ReferenceFit(signal, steps, seed, device)
     for _ in range(steps):
