@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import grpc
+from google.protobuf.message import DecodeError
 
 from fogline.common import trace
 from fogline.common.errors import FoglineError, InternalError, ProtocolError
@@ -117,7 +118,7 @@ def _deserializer(inner: Callable[[bytes], Any], method: str, streaming: bool) -
         message: Any
         try:
             message = inner(data)
-        except Exception as error:
+        except DecodeError as error:
             refusal = ProtocolError(f"{method}: {len(data)} bytes that are not a request; update the older end")
             if streaming:
                 raise refusal from error

@@ -6,8 +6,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import grpc
+from google.protobuf.message import DecodeError
 
 from fogline.common import trace
+from fogline.common.errors import ProtocolError
 from fogline.common.rpc.accounting import Connection
 
 Metadata = tuple[tuple[str, str], ...]
@@ -46,6 +48,19 @@ class Method:
         return kwargs
 
 
+class _NoAnswer:
+    """Stands for an answer that can't be parsed: reading any field of it raises ProtocolError.
+
+    gRPC would swallow an error that is raised while it parses, and give an aio caller None.
+    """
+
+    def __init__(self, reason: str) -> None:
+        self._reason = reason
+
+    def __getattr__(self, name: str) -> Any:
+        raise ProtocolError(self._reason)
+
+
 class _Stubs:
     """What the sync and the aio channel share: the four kinds of methods."""
 
@@ -79,7 +94,10 @@ class _Stubs:
             return data
 
         def deserialize(data: bytes) -> Any:
-            message = response_deserializer(data)
+            try:
+                message = response_deserializer(data)
+            except DecodeError:
+                return _NoAnswer(f"{method}: {len(data)} bytes that are not an answer; update the older end")
             self._connection.received(message, len(data), unary=unary)
             return message
 
