@@ -118,8 +118,8 @@ class Agent:
             self._fog.session()
         except IdentityError:
             raise  # waiting would not help: an operator must act. Later on it is retried, and health says so.
-        except (UnavailableError, ProtocolError) as error:
-            _log.warning("starting without a fog node: %s", error)
+        except (UnavailableError, ProtocolError):
+            _log.warning("starting without a fog node; capture goes on, uploads follow when it is there")
         if self._config.capture.source != "none":
             self._supervisor.add("capture", self._capture.run)
         self._supervisor.add("upload", self._uploader.run)
@@ -151,7 +151,7 @@ class Agent:
         if cursor != self._received_cursor:
             self._received_cursor, self._received_at = cursor, time.monotonic()
         waited = time.monotonic() - self._received_at > self._config.train.quiet_s
-        return self._capture.done and not self._outbox.count and cursor >= head and waited
+        return self._capture.done and not self._outbox.count and cursor >= head and waited and not self._fog.error
 
     def gauges(self) -> dict[str, float]:
         """For the fleet's status."""

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from msgspec import Meta
 
 from fogline.common import addresses
+from fogline.common.boxes import MAX_LABEL_BYTES
 from fogline.common.config import Config, LogConfig, MetricsConfig, TlsConfig
 from fogline.common.errors import ConfigError
 
@@ -23,7 +24,8 @@ class Frames(Config, frozen=True):
     camera: Annotated[str, Meta(description="Name sent with the images; empty: capture.camera")] = ""
 
     def __post_init__(self) -> None:
-        """The range must be one."""
+        """The range must be one, and the camera's name short."""
+        _check_name("camera", self.camera)
         if self.stop is not None and self.stop < self.start:
             raise ValueError(f"frames {self.start}..{self.stop} are not a range; need start <= stop")
 
@@ -42,7 +44,9 @@ class CaptureConfig(Config, frozen=True):
     poll_s: Annotated[float, Meta(gt=0, description="Seconds between looks at watched folders")] = 1.0
 
     def __post_init__(self) -> None:
-        """A source needs folders."""
+        """A source needs folders, and names must fit a record."""
+        _check_name("camera", self.camera)
+        _check_name("label", self.label)
         if self.source != "none" and not self.runs:
             raise ValueError(f"source {self.source!r} needs `runs`; add runs: [{{path: FOLDER}}]")
 
@@ -88,7 +92,7 @@ class TrainConfig(Config, frozen=True):
     publish_every: Annotated[int, Meta(ge=0, description="Steps between versions sent to the cloud; 0: never")] = 0
     model: Annotated[str, Meta(pattern=r"^[a-z0-9._-]{1,64}$", description="Name in the model registry")] = "detector"
     cache_bytes: Annotated[int, Meta(ge=0, description="Of decoded images kept; others are decoded anew")] = 512 << 20
-    quiet_s: Annotated[float, Meta(ge=0, description="Nothing came for so long: the last steps are made")] = 10.0
+    quiet_s: Annotated[float, Meta(ge=0, description="Nothing came for so long: the last steps are made")] = 30.0
     threads: Annotated[int, Meta(ge=1, description="CPU threads of the child")] = 1
     device: Annotated[str, Meta(description="cpu, cuda, …")] = "cpu"
 
@@ -96,6 +100,11 @@ class TrainConfig(Config, frozen=True):
         """What a step sees must be what the detector takes."""
         if any(side < 32 or side % 16 for side in self.view):
             raise ValueError(f"view {self.view} must have sides of at least 32 that are multiples of 16")
+
+
+def _check_name(key: str, name: str) -> None:
+    if len(name.encode()) > MAX_LABEL_BYTES:
+        raise ValueError(f"{key} {name!r} is longer than {MAX_LABEL_BYTES} bytes; shorten it")
 
 
 class EdgeConfig(Config, frozen=True):

@@ -10,6 +10,7 @@ import grpc
 
 from fogline.common.config import TlsConfig
 from fogline.common.errors import FoglineError, ProtocolError, UnavailableError
+from fogline.common.images.container import MAX_TIME_US
 from fogline.common.rpc.accounting import LinkMeter
 from fogline.common.rpc.channel import MAX_MESSAGE, connect
 from fogline.common.rpc.gen import images_pb2 as pb
@@ -79,5 +80,7 @@ def _check(address: str, limits: pb.HelloResponse) -> None:
         raise ProtocolError(f"{address} speaks protocol {limits.protocol}, this agent {PROTOCOL}; update the older one")
     if not _MIN_CHUNK <= limits.max_chunk_bytes < MAX_MESSAGE:
         raise ProtocolError(f"{address} wants chunks of {limits.max_chunk_bytes} bytes; 4 KiB to below 4 MiB will do")
+    if limits.server_time_us > MAX_TIME_US // 2:
+        raise ProtocolError(f"{address} says that it is {limits.server_time_us} us since 1970; set its clock")
     if len(limits.store_id) != 16:
         raise ProtocolError(f"{address} gave a store id of {len(limits.store_id)} bytes, not 16")

@@ -20,6 +20,7 @@ MAX_WAITING = 4096  # announced and not asked for; beyond it the announcements a
 MAX_RECORD_BYTES = 16 << 20
 MAX_SHARED_BYTES = 64 << 20
 MAX_SHARED = 16
+MAX_CURSOR = (1 << 63) - 1  # what a database holds
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,11 @@ class Intake:
 
     def announce(self, batch: Iterable[Announced], head: int) -> None:
         """The fog node has published records; up to `head`, nothing else concerns us."""
+        if head > MAX_CURSOR:
+            raise ProtocolError(f"the fog node says that its newest record is {head}; at most {MAX_CURSOR} is allowed")
         for record in batch:
+            if record.cursor > MAX_CURSOR:
+                raise ProtocolError(f"record {record.cursor} is announced; at most {MAX_CURSOR} is allowed")
             if record.cursor <= self._last:
                 raise ProtocolError(f"record {record.cursor} is announced after {self._last}; cursors must rise")
             _check_blob(f"record {record.cursor}", record.digest, record.size, MAX_RECORD_BYTES)

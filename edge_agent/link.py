@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from abc import ABC, abstractmethod
 from typing import Generic, Protocol, TypeVar
 
@@ -14,6 +15,7 @@ from fogline.common.rpc.retry import Backoff
 from fogline.edge_agent.workers import Stop
 
 _log = logging.getLogger(__name__)
+_STEADY_S = 10.0  # a connection that lived so long was a good one: what comes after it is a new trouble
 
 
 class Session(Protocol):
@@ -32,9 +34,10 @@ class Link(ABC, Generic[S]):
 
     def __init__(self, peer: str, stop: Stop) -> None:
         self._peer, self._stop = peer, stop
-        self._backoff = Backoff()
+        self._backoff = Backoff(cap_s=10.0)
         self._lock = threading.Lock()
         self._session: S | None = None
+        self._opened = 0.0
         self.error = "not connected yet"  # empty while connected
 
     @abstractmethod
@@ -45,22 +48,32 @@ class Link(ABC, Generic[S]):
         """The connection; made when there is none, by one attempt. Raises what `_open` raises."""
         with self._lock:
             if self._session is None:
-                self._session = self._open()
+                try:
+                    self._session = self._open()
+                except FoglineError as error:
+                    self._complain(error)
+                    raise
                 self.error = ""
+                self._opened = time.monotonic()
             return self._session
 
     def failed(self, session: S | None, error: FoglineError) -> None:
         """A call on `session` (None: opening one) failed: close it, say why, and sleep until the next attempt."""
         with self._lock:
             # Whoever else used the same connection comes here too; only the first may close it and say so.
-            if session is self._session and not self._stop:
-                if str(error) != self.error:
-                    _log.warning("%s: %s; trying again", self._peer, error)
-                self.error = str(error) or type(error).__name__
             if session is not None and session is self._session:
+                self._complain(error)
+                if time.monotonic() - self._opened > _STEADY_S:
+                    self._backoff.reset()
                 self._session = None
                 session.channel.close()
         self._backoff.wait(self._stop.event)
+
+    def _complain(self, error: FoglineError) -> None:
+        if not self._stop:
+            if str(error) != self.error:
+                _log.warning("%s: %s; trying again", self._peer, error)
+            self.error = str(error) or type(error).__name__
 
     def progressed(self) -> None:
         """The peer did something useful: the next trouble starts with a short wait again."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fogline.common import trace
-from fogline.common.errors import CapacityError, FoglineError, UnavailableError
+from fogline.common.errors import CapacityError, FoglineError, InternalError, UnavailableError
 from fogline.common.rpc.gen import images_pb2 as pb
 from fogline.common.rpc.retry import Backoff
 from fogline.common.rpc.status import translate
@@ -144,6 +144,9 @@ class _Subscription:
             self._abort(UnavailableError(f"{self._session.address} ended the subscription"))
         except FoglineError as error:
             self._abort(error)
+        except Exception as error:  # noqa: BLE001 - a thread's root: the other call must not wait for it for ever
+            _log.exception("reading announcements failed unexpectedly; please report it")
+            self._abort(InternalError(f"reading announcements failed: {error}"))
 
     def _requests(self) -> Iterator[pb.FetchRequest]:
         while True:

@@ -11,6 +11,7 @@ from pathlib import Path
 from fogline.common.boxes import Box
 from fogline.common.data import AnnotatedSequence, Frame, load_sequence
 from fogline.common.errors import InputError
+from fogline.common.images.container import MAX_CAMERA_BYTES
 from fogline.edge_agent.config import Frames
 
 _log = logging.getLogger(__name__)
@@ -37,7 +38,7 @@ class SequenceSource:
         self._sequence = load_sequence(run.path)
         self._run = run
         self._label = label
-        self.camera = camera or self._sequence.name
+        self.camera = camera or short(self._sequence.name)
         self.name = f"sequence:{run.path.resolve()}"
         self.refused = [str(error) for error in self._sequence.refused]
 
@@ -53,7 +54,7 @@ class FolderSource:
 
     def __init__(self, run: Frames, camera: str, label: str) -> None:
         self._path, self._label = run.path, label
-        self.camera = camera or run.path.resolve().name
+        self.camera = camera or short(run.path.resolve().name)
         self.name = f"folder:{run.path.resolve()}"
         self.refused: list[str] = []  # every message once
         self._seen: dict[Path, tuple[int, int]] = {}  # files of the last scan: size, mtime
@@ -95,6 +96,11 @@ def frames_of(sequence: AnnotatedSequence, run: Frames) -> list[Frame]:
 def labelled(boxes: tuple[Box, ...], label: str) -> tuple[Box, ...]:
     """Boxes with the configured label where their format carries none."""
     return tuple(replace(box, label=label) if box.label == _LOADED else box for box in boxes)
+
+
+def short(name: str) -> str:
+    """A folder's name as a camera's: what a record has room for."""
+    return name.encode()[:MAX_CAMERA_BYTES].decode(errors="ignore")
 
 
 def _files(folder: Path) -> dict[Path, tuple[int, int]]:

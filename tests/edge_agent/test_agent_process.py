@@ -150,15 +150,14 @@ def test_what_only_an_operator_can_mend_ends_the_start_with_its_exit_code(
         locked = edge(tmp_path / "locked", certificates, address)
         made.append(locked)
         locked.start()
+        shared, taken = locked.folder / "data", locked.ports["metrics_port"]
         cases = {
             "foreign": (edge(tmp_path / "foreign", other_certificates, address), 7, "authority"),
             "old": (edge(tmp_path / "old", certificates, address, tls=tls(expired)), 7, "expired"),
             "other-name": (edge(tmp_path / "other-name", certificates, address, name="somebody"), 7, "somebody"),
-            "in-use": (edge(tmp_path / "in-use", certificates, address, data_dir=tmp_path / "locked/data"), 2, "another agent"),
+            "in-use": (edge(tmp_path / "in-use", certificates, address, data_dir=shared), 2, "another agent"),
             "typo": (edge(tmp_path / "typo", certificates, address, outbx={}), 2, "outbox"),
-            "port": (
-                edge(tmp_path / "port", certificates, address, metrics={"port": locked.ports["metrics_port"]}), 2, "metrics",
-            ),
+            "port": (edge(tmp_path / "port", certificates, address, metrics={"port": taken}), 2, "metrics"),
         }  # fmt: skip
         for name, (node, code, text) in cases.items():
             found, log = node.run()
@@ -246,7 +245,7 @@ def trainer_of(node: Node) -> psutil.Process | None:
 
 
 @pytest.mark.timeout(240)
-def test_a_trainer_that_dies_goes_on_from_its_checkpoint_and_dies_with_its_agent(
+def test_a_trainer_that_dies_goes_on_from_its_checkpoint_and_stops_with_its_agent(
     tmp_path: Path, certificates: Any, free_port: int, training: dict[str, Any]
 ) -> None:
     with nodes() as made:
@@ -270,12 +269,21 @@ def test_a_trainer_that_dies_goes_on_from_its_checkpoint_and_dies_with_its_agent
         assert learner.stop() == 0
         assert time.monotonic() - started < 5
         assert not again.is_running()
+
+
+@pytest.mark.slow
+def test_the_trainer_dies_with_an_agent_that_is_killed(
+    tmp_path: Path, certificates: Any, free_port: int, training: dict[str, Any]
+) -> None:
+    with nodes() as made:
+        learner = edge(tmp_path / "edge-2", certificates, f"127.0.0.1:{free_port}", train=training)
+        made.append(learner)
         learner.start()
-        until(lambda: learner.health()["train"]["state"] == "running", 60)
-        last = trainer_of(learner)
-        assert last is not None
+        until(lambda: trainer_of(learner) is not None, 30)
+        child = trainer_of(learner)
+        assert child is not None
         learner.kill()
-        until(lambda: not last.is_running() or last.status() == psutil.STATUS_ZOMBIE, 5, "the child is gone")
+        until(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE, 5, "the child is gone")
 
 
 def test_the_library_can_be_read_by_others_while_the_agent_runs(tmp_path: Path) -> None:

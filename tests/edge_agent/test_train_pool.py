@@ -1,0 +1,82 @@
+"""The trainer's pool over a library: it grows while images arrive, and evicted ones make place for new ones."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from edge_helpers import jpeg  # noqa: E402
+
+from fogline.common.boxes import Box  # noqa: E402
+from fogline.common.images.codec import SourceImage  # noqa: E402
+from fogline.common.images.container import to_bytes  # noqa: E402
+from fogline.common.images.decode import BatchDecoder  # noqa: E402
+from fogline.common.images.jpeg2 import build_jpeg2  # noqa: E402
+from fogline.common.images.record import ImageRecord  # noqa: E402
+from fogline.edge_agent.library import Library  # noqa: E402
+from fogline.edge_agent.train_pool import LibraryPool  # noqa: E402
+
+SIZE = (64, 48)
+
+
+def grey_record(seed: int) -> ImageRecord:
+    """A frame whose brightness is its seed."""
+    pixels = np.full((48, 64, 3), 10 * seed, np.uint8)
+    encoded = build_jpeg2({}, "cpu").encode([SourceImage(pixels, ((8.0, 8.0, 16.0, 16.0),))])[0]
+    boxes = (Box(16, 16, 32, 32, "car"), Box(0, 0, 8, 8, "dog"))
+    return ImageRecord(hashlib.sha256(jpeg(seed)).digest(), 5, "cam", (128, 96), SIZE, boxes, encoded.layers)
+
+
+def put(library: Library, seed: int, data: bytes | None = None) -> None:
+    record = grey_record(seed)
+    data = data or to_bytes(record)
+    digest = library.blobs.put(data)
+    library.add(record, digest, len(data), at=seed, cursor=seed, received_us=9)
+
+
+def brightness(pool: LibraryPool) -> list[int]:
+    means = pool.images(range(len(pool))).mean((1, 2, 3)) * 25.5
+    return [round(float(mean)) for mean in means]
+
+
+@pytest.mark.parametrize("cache", [0, 2 * 3 * 64 * 48, 1 << 30])
+def test_the_pool_grows_and_evicted_images_make_place(tmp_path: Path, cache: int) -> None:
+    size = len(to_bytes(grey_record(5)))
+    library = Library(tmp_path, 4 * size + 200)
+    pool = LibraryPool(tmp_path, BatchDecoder(), SIZE, ("car",), cache)
+    assert (pool.refresh(), len(pool)) == (0, 0)
+    for seed in (1, 2, 3):
+        put(library, seed)
+    assert pool.refresh() == 3
+    assert brightness(pool) == [1, 2, 3]
+    assert pool.images([2, 0, 2]).shape == (3, 3, 48, 64)
+    target = pool.target(0)
+    assert target.boxes.tolist() == [[0.125, pytest.approx(1 / 6), 0.375, 0.5]], "the dog is left out"
+    for seed in (4, 5, 6):
+        put(library, seed)
+    assert library.count < 6
+    assert pool.refresh() == 3
+    left = brightness(pool)
+    assert set(left) >= {4, 5, 6}
+    assert len(left) <= 5, "evicted ones have made place"
+    assert brightness(pool) == left
+    pool.close()
+    library.close()
+
+
+def test_a_record_that_does_not_parse_is_left_out(tmp_path: Path) -> None:
+    library = Library(tmp_path, 1 << 20)
+    put(library, 1)
+    put(library, 2, b"no record")
+    put(library, 3)
+    pool = LibraryPool(tmp_path, BatchDecoder(), SIZE, (), 1 << 20)
+    assert pool.refresh() == 2
+    assert brightness(pool) == [1, 3]
+    assert len(pool.target(1).labels) == 2
+    pool.close()
+    library.close()
