@@ -44,14 +44,19 @@ def _encrypted(sock: socket.socket, address: Address, own: Material) -> FoglineE
     context.load_cert_chain(own.cert_path, own.key_path)
     try:
         with sock, context.wrap_socket(sock, server_hostname=address.host) as wrapped:
-            # A gRPC server speaks first.
-            return UnavailableError(f"{address}: it was starting, or too busy to answer") if wrapped.recv(1) else None
+            return UnavailableError(f"{address}: it was starting, or too busy to answer") if _speaks(wrapped) else None
     except ssl.SSLCertVerificationError as error:
         return IdentityError(f"{address}: we refuse its certificate: {_verdict(error, address)}")
     except ssl.SSLError as error:
         return _alert(error, address)
-    except (ConnectionResetError, BrokenPipeError):
-        return None
+
+
+def _speaks(wrapped: ssl.SSLSocket) -> bool:
+    """Whether the peer says anything after the handshake; a gRPC server speaks first."""
+    try:
+        return bool(wrapped.recv(1))
+    except ConnectionResetError:
+        return False
 
 
 def _verdict(error: ssl.SSLCertVerificationError, address: Address) -> str:

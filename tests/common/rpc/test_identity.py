@@ -17,6 +17,7 @@ from rpc_helpers import EDGE, INSECURE, Loop, raw_tls_server
 from fogline.common import addresses
 from fogline.common.config import TlsConfig
 from fogline.common.errors import ConfigError, FoglineError, IdentityError, UnavailableError
+from fogline.common.rpc import server
 from fogline.common.rpc.accounting import LinkMeter
 from fogline.common.rpc.channel import aio_connect, connect
 from fogline.common.rpc.diagnose import diagnose
@@ -48,16 +49,16 @@ async def test_a_server_of_another_authority(loop: Loop, certificates: Any, othe
 
 
 async def test_a_server_that_trusts_another_authority(certificates: Any, other_certificates: Any) -> None:
-    server, port = raw_tls_server(certificates.tls("fog-1", "fog"), other_certificates.tls("x", "fog"))
+    liar, port = raw_tls_server(certificates.tls("fog-1", "fog"), other_certificates.tls("x", "fog"))
     await dial(port, certificates.tls("edge-1", "edge"), "trusts another authority")
-    server.stop(None).wait()
+    liar.stop(None).wait()
 
 
 async def test_a_servers_expired_certificate(certificates: Any) -> None:
     expired = certificates.tls("fog-1", "fog", **EXPIRED)
-    server, port = raw_tls_server(expired, expired)
+    liar, port = raw_tls_server(expired, expired)
     await dial(port, certificates.tls("edge-1", "edge"), "has expired")
-    server.stop(None).wait()
+    liar.stop(None).wait()
 
 
 async def test_a_certificate_for_another_name(loop: Loop, certificates: Any) -> None:
@@ -67,9 +68,9 @@ async def test_a_certificate_for_another_name(loop: Loop, certificates: Any) -> 
 
 async def test_an_edge_that_poses_as_a_server(certificates: Any) -> None:
     posing = certificates.tls("edge-2", "edge")
-    server, port = raw_tls_server(posing, posing)
+    liar, port = raw_tls_server(posing, posing)
     await dial(port, certificates.tls("edge-1", "edge"), "we refuse its certificate")
-    server.stop(None).wait()
+    liar.stop(None).wait()
 
 
 async def test_our_own_expired_certificate_is_noticed_before_dialling(loop: Loop, certificates: Any) -> None:
@@ -106,6 +107,20 @@ async def test_nobody_listening_is_worth_a_retry(free_port: int, certificates: A
         await dial(free_port, tls, "is it running", UnavailableError)
 
 
+async def test_a_server_with_too_many_connections_is_worth_a_retry(
+    loop: Loop, certificates: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limited = tuple((key, 1 if key == "grpc.max_allowed_incoming_connections" else v) for key, v in server.OPTIONS)
+    monkeypatch.setattr(server, "OPTIONS", limited)
+    for theirs, ours in (
+        (INSECURE, INSECURE),
+        (certificates.tls("fog-1", "fog"), certificates.tls("edge-1", "edge")),
+    ):
+        _, port = loop.serve(theirs)
+        with connect(f"127.0.0.1:{port}", ours, meter=LinkMeter("x"), me=EDGE):
+            await dial(port, ours, f"127.0.0.1:{port}", UnavailableError)
+
+
 async def test_another_kind_of_server_is_worth_a_retry(certificates: Any) -> None:
     with listener(lambda peer: peer.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")) as port:
         await dial(port, INSECURE, "gRPC server", UnavailableError)
@@ -121,12 +136,12 @@ def test_a_peer_that_says_nothing_takes_no_longer_than_allowed(certificates: Any
 @contextmanager
 def listener(greet: Callable[[socket.socket], Any]) -> Iterator[int]:
     """A server that greets each caller its own way and waits for it to go."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
 
         def accept() -> None:
             while True:
                 try:
-                    peer, _ = server.accept()
+                    peer, _ = listening.accept()
                 except OSError:
                     return
                 with peer:
@@ -139,8 +154,8 @@ def listener(greet: Callable[[socket.socket], Any]) -> Iterator[int]:
                         pass
 
         threading.Thread(target=accept, daemon=True).start()
-        yield server.getsockname()[1]
-        server.shutdown(socket.SHUT_RDWR)
+        yield listening.getsockname()[1]
+        listening.shutdown(socket.SHUT_RDWR)
 
 
 @pytest.mark.parametrize("address", ["192.168.1.5:7400", "0.0.0.0:7400", "fog.example.org:7400"])
