@@ -77,7 +77,7 @@ test-slow: $(STAMP)
 	$(PYTEST) -m 'slow and not gpu' --timeout 1800
 
 test-gpu: $(STAMP)
-	$(PYTEST) -m gpu --timeout 1800
+	$(PYTEST) -m gpu --timeout 1800 || [ $$? -eq 5 ]  # 5: there are none
 
 docs: $(STAMP)
 	$(BIN)/python docs/generate.py
