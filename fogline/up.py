@@ -160,9 +160,12 @@ class _Run:
     def __init__(self, arguments: argparse.Namespace, out: Path, source: Source, console: Console) -> None:
         from fogline.deploy.local.cluster import Settings
         from fogline.deploy.local.plan import make_plan
+        from fogline.fog_node.encoders import build_encoder
         from fogline.report.training import training_size
 
         self.arguments, self.out, self.source, self.console = arguments, out, source, console
+        params = codec_params(arguments.codec_param)
+        build_encoder(arguments.image_codec, params, "cpu")  # refuses a wrong parameter before anything is started
         edges = arguments.edges or (CLIP_EDGES if source.synthetic else max(2, len(source.sequences)))
         self.plan = make_plan(source.sequences, edges, arguments.train_fraction)
         default_steps = CLIP_STEPS if source.synthetic else STEPS
@@ -171,7 +174,7 @@ class _Run:
         self.settings = Settings(
             out=out,
             codec=arguments.image_codec,
-            codec_params=codec_params(arguments.codec_param),
+            codec_params=params,
             width=arguments.width,
             height=training_size(source.sequences, arguments.width)[1],
             fps=arguments.fps,

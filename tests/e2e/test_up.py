@@ -1,0 +1,156 @@
+"""The whole job over real processes: nothing lost, nothing doubled, and a report that says so."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.conftest import Up
+
+SCHEMA = {
+    "schema": None,
+    "devices": None,
+    "receivers_per_image": None,
+    "images": None,
+    "codec": {"name", "params"},
+    "bytes": {
+        "source",
+        "source_resized",
+        "uplink",
+        "downlink",
+        "shared_state",
+        "control",
+        "serverless",
+        "serverless_resized",
+    },
+    "gain_vs_source": None,
+    "gain_vs_resized": None,
+    "quality": {"full_psnr_db", "background_psnr_db", "object_psnr_db"},
+    "encode": {"images_per_s", "device"},
+    "decode": {"images_per_s", "device"},
+    "delay_s": {"p50", "p95"},
+    "cpu_seconds": {"edge", "fog", "cloud"},
+    "training": {
+        "metric",
+        "untrained",
+        "constant_box",
+        "on_source",
+        "on_decoded",
+        "epochs",
+        "seconds_source",
+        "seconds_decoded",
+    },
+    "images_lost": None,
+    "images_duplicated": None,
+    "extra": None,
+}
+
+
+@pytest.fixture(scope="module")
+def jpeg2(fogline_up: Callable[..., Up], tiny_clip: list[Path]) -> Up:
+    data = [word for folder in tiny_clip for word in ("--data", folder)]
+    return fogline_up(
+        *data, "--edges", 3, "--image-codec", "jpeg2", "--width", 96, "--fps", 0, "--train-edges", 1, "--train-steps", 4
+    )
+
+
+def test_every_image_reaches_every_other_edge_once(jpeg2: Up) -> None:
+    assert jpeg2.code == 0, jpeg2.text
+    report = jpeg2.report
+    assert (report["devices"], report["images"], report["receivers_per_image"]) == (3, 14, 2)
+    assert (report["images_lost"], report["images_duplicated"]) == (0, 0)
+    edges = [device for device in report["extra"]["devices"] if device["tier"] == "edge"]
+    assert [edge["completeness"]["held"] + edge["captured"] for edge in edges] == [14, 14, 14]
+    assert [device["restarts"] for device in report["extra"]["devices"]] == [0] * 5
+
+
+def test_report_has_exactly_the_documented_keys(jpeg2: Up) -> None:
+    report = jpeg2.report
+    assert report["schema"] == 1
+    assert report.keys() == SCHEMA.keys()
+    for key, inner in SCHEMA.items():
+        if inner is not None:
+            assert report[key].keys() == inner, key
+
+
+def test_figures_add_up(jpeg2: Up, tiny_clip: list[Path]) -> None:
+    report = jpeg2.report
+    counted = report["bytes"]
+    files = [path for folder in tiny_clip for path in sorted((folder / "img").iterdir())[:7]]
+    assert counted["source"] == sum(path.stat().st_size for path in files)
+    assert counted["serverless"] == 2 * counted["source"]
+    assert counted["serverless_resized"] == 2 * counted["source_resized"] < counted["serverless"]
+    assert counted["source"] < counted["uplink"] < counted["source"] * 1.2
+    total = counted["uplink"] + counted["downlink"] + counted["shared_state"] + counted["control"]
+    assert report["gain_vs_source"] == pytest.approx(counted["serverless"] / total)
+    assert report["gain_vs_resized"] == pytest.approx(counted["serverless_resized"] / total)
+    assert counted["control"] > 0
+    assert 20 < report["quality"]["full_psnr_db"] < 60
+    assert 0 < report["delay_s"]["p50"] <= report["delay_s"]["p95"] < 60
+    assert all(seconds > 0 for seconds in report["cpu_seconds"].values())
+    assert report["training"]["metric"] == "iou"
+    assert 0 <= report["training"]["on_decoded"] <= 1
+
+
+def test_page_is_one_file_that_needs_nothing_else(jpeg2: Up) -> None:
+    page = (jpeg2.out / "report.html").read_text(encoding="utf-8")
+    outside = re.findall(r"""(?:src|href)=["'](?!data:|#)([^"']*)""", page)
+    assert outside == []
+    assert "<script" not in page
+    assert page.count("data:image/webp;base64,") > 20
+    assert page.count("<svg") >= 5
+    for codec in ("siren", "jpeg2", "avif2"):
+        assert f"<b>{codec}</b>" in page
+
+
+def test_leaves_no_state_but_logs(jpeg2: Up) -> None:
+    left = {path.name for path in jpeg2.out.iterdir()}
+    assert left == {"config", "fogline-run.json", "logs", "pki", "report.html", "report.json"}
+    assert {path.name for path in (jpeg2.out / "logs").iterdir()} == {
+        "cloud.log",
+        "fog.log",
+        "edge-01.log",
+        "edge-02.log",
+        "edge-03.log",
+    }
+
+
+def test_siren(fogline_up: Callable[..., Up], tiny_clip: list[Path]) -> None:
+    params = [word for pair in ("steps=30", "object_steps=20") for word in ("--codec-param", pair)]
+    done = fogline_up(
+        "--data",
+        tiny_clip[0],
+        "--edges",
+        2,
+        *params,
+        "--width",
+        64,
+        "--fps",
+        0,
+        "--train-edges",
+        0,
+        "--no-train-compare",
+    )
+    assert done.code == 0, done.text
+    report = done.report
+    assert report["codec"] == {"name": "siren", "params": {"steps": 30, "object_steps": 20}}
+    assert (report["images"], report["images_lost"], report["images_duplicated"]) == (7, 0, 0)
+    assert report["training"] is None
+
+
+def test_a_wrong_setting_ends_it_before_anything_starts(
+    fogline_up: Callable[..., Up], tiny_clip: list[Path], tmp_path: Path
+) -> None:
+    done = fogline_up("--data", tmp_path)
+    assert done.code == 3
+    assert str(tmp_path) in done.text
+    done = fogline_up("--codec-param", "nonsense")
+    assert done.code == 2
+    assert "K=V" in done.text
+    done = fogline_up("--data", tiny_clip[0], "--edges", 2, "--image-codec", "jpeg2", "--codec-param", "colour=blue")
+    assert done.code == 2
+    assert "colour" in done.text
+    assert not (done.out / "logs").exists()

@@ -1,0 +1,38 @@
+"""kill -9 of any one process at a random moment: nothing lost, nothing doubled, nobody has to help."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from fogline.deploy.local.plan import Plan
+from tests.faults.conftest import Kill, random_kills, run_with_kills
+
+
+@pytest.mark.timeout(180)
+def test_one_of_each_dies_in_one_job(plan: Plan, tmp_path: Path) -> None:
+    kills = [
+        Kill("edge-02", 0.05),
+        Kill("encoder", 0.15),
+        Kill("cloud", 0.25),
+        Kill("fog", 0.35),
+        Kill("edge-03", 0.5),
+        Kill("trainer", 0.8),
+    ]
+    cluster = run_with_kills(plan, tmp_path / "out", kills, train_steps=40)
+    restarts = {name: child.restarts for name, child in cluster.supervisor.children.items()}
+    assert restarts == {"cloud": 1, "fog": 1, "edge-01": 0, "edge-02": 1, "edge-03": 1}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize("seed", range(20))
+def test_one_random_kill(plan: Plan, tmp_path: Path, seed: int) -> None:
+    run_with_kills(plan, tmp_path / "out", random_kills(seed, 1), train_steps=20)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_many_random_kills_in_one_job(plan: Plan, tmp_path: Path) -> None:
+    run_with_kills(plan, tmp_path / "out", random_kills(2024, 12), train_steps=40)
