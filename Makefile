@@ -6,8 +6,9 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 OUT ?= fogline-run/demo
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
-# Where there is no NVIDIA driver, the build without CUDA, which is ten times smaller. Empty: whatever pip finds.
-TORCH_INDEX ?= $(if $(shell command -v nvidia-smi),,--extra-index-url https://download.pytorch.org/whl/cpu)
+# Where pip's own index has only the build with CUDA and there is no NVIDIA card, a tenth of the download does:
+# make demo TORCH_INDEX='--index-url https://download.pytorch.org/whl/cpu'
+TORCH_INDEX ?=
 PYTEST := $(BIN)/python -m pytest
 # The contract as released, which a change must not break. To break it on purpose, delete this file and `make proto`.
 BASELINE := proto/baseline.json
@@ -42,7 +43,7 @@ $(STAMP): $(BIN)/python pyproject.toml constraints.txt
 	@echo '[2/4] updating pip'
 	@$(PIP) --upgrade 'pip>=24'
 	@echo '[3/4] installing torch, 200 MB or more: some minutes on a slow line'
-	@$(PIP) --no-deps --retries 2 $(TORCH_INDEX) -c constraints.txt torch
+	@$(PIP) --no-deps $(TORCH_INDEX) -c constraints.txt torch
 	@echo '[4/4] installing fogline and its tools'
 	@$(PIP) -c constraints.txt -e '.[torch,up,dev]'
 	@touch $@

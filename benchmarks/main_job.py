@@ -4,8 +4,8 @@ Runs `fogline up` (one cloud server, one fog node and the edges as real processe
 
     python -m fogline.benchmarks.main_job --data DIR [--codecs siren,jpeg2,avif2] [--out DIR] [--json FILE]
 
-`--data` holds the sequences' folders. Output, schema 1: `runs.<codec>` is the run's `report.json`; `hardware` says what it ran on. Learning is compared by
-`fogline.benchmarks.learning`, which trains on source images once for all codecs.
+`--data` holds the sequences' folders. Output, schema 1: `runs.<codec>` is the run's `report.json`; `hardware` says
+what it ran on. Learning is compared by `fogline.benchmarks.learning`, which trains on source images only once.
 """
 
 from __future__ import annotations
