@@ -54,6 +54,9 @@ class Membership:
                     log.warning("not in a fleet: %s; trying again", error)
                 said = str(error)
                 await self._backoff.wait_async(stop)
+            except Exception:  # the root of a task: images flow whatever goes wrong here
+                log.exception("membership failed by a mistake of ours; trying again")
+                await self._backoff.wait_async(stop)
 
     async def _member(self, stop: asyncio.Event) -> None:
         channel = await aio_connect(self._cloud, self._tls, meter=self._meter, deadline_s=CALL_S, me=self._me)

@@ -37,7 +37,7 @@ class FogConfig(Config, frozen=True):
     """A fog node: takes images from edge agents, compresses them and publishes the records to other edges."""
 
     data_dir: Annotated[Path, Meta(description="Folder of the store; made when missing")]
-    listen: Annotated[str, Meta(description="host:port to serve on; port 0: any free one")] = "127.0.0.1:0"
+    listen: Annotated[str, Meta(description="host:port to serve on; port 0: any free one")] = "127.0.0.1:7400"
     advertise: Annotated[str, Meta(description="host:port that edges reach us at; empty: as `listen`")] = ""
     cloud: Annotated[str | None, Meta(description="host:port of the cloud server; null: work without one")] = None
     name: Annotated[str, Meta(description="Our name without certificates; with them, theirs counts")] = "fog"

@@ -22,7 +22,8 @@ MAX_JOBS_PER_COMMIT = 256
 class Database:
     """Runs jobs on one connection in its own thread. A job's result is handed out only after its commit is on disk.
 
-    A job that raises is undone alone; the others of its commit stand.
+    A job that raises is undone alone; the others of its commit stand. Jobs may be run twice: they touch nothing but
+    the connection.
     """
 
     def __init__(self, path: Path, schema: str) -> None:
@@ -83,7 +84,12 @@ class Database:
             # The whole transaction is gone (a full disk rolls it back by itself): nobody may believe in his result.
             if self._connection.in_transaction:
                 self._connection.execute("ROLLBACK")
-            outcomes = [(None, self._explain(error))] * len(batch)
+            if len(batch) > 1:
+                # Whoever only reads, or deletes, need not suffer for one that had no room.
+                for entry in batch:
+                    self._commit([entry])
+                return
+            outcomes = [(None, self._explain(error))]
         for (_, future), (result, failure) in zip(batch, outcomes, strict=True):
             if failure is None:
                 future.set_result(result)

@@ -68,8 +68,12 @@ class Ingest:
         async with self._promising:  # one at a time: room that is being made must not be missed, nor given twice
             await self._store.make_room(sum(self._promised.values()) + claim.size)
             self._promised[ticket] = claim.size
-        async with self._alone(claim.content_id):
-            return await asyncio.to_thread(self._held, claim)
+        try:
+            async with self._alone(claim.content_id):
+                return await asyncio.to_thread(self._held, claim)
+        except BaseException:
+            self.release(ticket)
+            raise
 
     def release(self, ticket: object) -> None:
         """The image of `ticket` is stored or given up."""

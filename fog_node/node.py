@@ -6,7 +6,7 @@ import asyncio
 import logging
 
 from fogline.common import addresses, pki, process
-from fogline.common.errors import ConfigError, IdentityError
+from fogline.common.errors import ConfigError, FoglineError, IdentityError
 from fogline.common.metrics import FogMetrics
 from fogline.common.rpc.accounting import LinkMeter
 from fogline.common.rpc.gen import images_pb2_grpc
@@ -105,8 +105,14 @@ class _Node:
         """Bring gauges and health up to date."""
         serving = False
         while True:
-            encoder, counts = self._pipeline.state, await self._store.counts()
-            ok = encoder == "ready"
+            encoder = self._pipeline.state
+            counts: dict[str, int] = {}
+            trouble = ""
+            try:
+                counts = await self._store.counts()
+            except FoglineError as error:
+                trouble = str(error)
+            ok = encoder == "ready" and not trouble
             if ok != serving:
                 await server.set_ready(ok)
                 serving = ok
@@ -117,8 +123,10 @@ class _Node:
                 "head": self._head.value,
                 "subscribers": self._service.subscribers,
                 "images": counts,
+                "store": trouble or "open",
             }
-            self._metrics.stored_images.set(sum(counts.values()))
+            if counts:
+                self._metrics.stored_images.set(sum(counts.values()))
             self._metrics.store_bytes.set(self._store.blobs.total_bytes)
             self._metrics.encode_queue_images.set(len(self._pipeline))
             self._metrics.published_head.set(self._head.value)

@@ -45,6 +45,8 @@ class UploadStream:
         When the stream breaks, images that came whole are still made durable.
         """
         reader = asyncio.ensure_future(self._read(requests))
+        reader.add_done_callback(_seen)
+        self._broken.add_done_callback(_seen)
         try:
             await asyncio.wait({reader, self._broken}, return_when=asyncio.FIRST_COMPLETED)
             if reader.done():
@@ -56,6 +58,8 @@ class UploadStream:
         finally:
             reader.cancel()
             self._broken.cancel()
+            async with self._writing:  # gRPC hangs when a call is aborted while a write of it is under way
+                pass
             for claim in self._claims.values():
                 self._ingest.release((self, claim.content_id))
 
@@ -88,9 +92,7 @@ class UploadStream:
                 self._receiver.duplicate(content_id)
                 await self._answer(pb.UploadResponse(stored=pb.UploadStored(content_id=content_id, duplicate=True)))
                 return
-            accept = self._receiver.accept(content_id, await self._ingest.promise(claim, (self, content_id)))
-            if accept.restart:
-                await self._ingest.forget(claim)
+            bytes_held = await self._ingest.promise(claim, (self, content_id))
         except InputError as error:
             await self._reject(content_id, Reason.INVALID, error)
             return
@@ -98,6 +100,12 @@ class UploadStream:
             await self._reject(content_id, Reason.NO_SPACE, error)
             return
         self._claims[content_id] = claim
+        if self._broken.done():  # meanwhile; whoever ends a stream releases what it claimed until then
+            self._forget(content_id)
+            return
+        accept = self._receiver.accept(content_id, bytes_held)
+        if accept.restart:
+            await self._ingest.forget(claim)
         await self._answer(pb.UploadResponse(accepted=pb.UploadAccepted(content_id=content_id, offset=accept.offset)))
         if accept.complete:
             await self._finish(claim)
@@ -132,6 +140,7 @@ class UploadStream:
         else:
             self._receiver.stored(content_id)
             self._forget(content_id)
+            log.debug("image stored", extra={"device": self._device, "content_id": content_id.hex(), "new": new})
             await self._answer(pb.UploadResponse(stored=pb.UploadStored(content_id=content_id, duplicate=not new)))
 
     async def _reject(self, content_id: bytes, reason: Reason, error: Exception) -> None:
@@ -149,9 +158,9 @@ class UploadStream:
         self._ingest.release((self, content_id))
 
     async def _answer(self, response: pb.UploadResponse) -> None:
-        if self._broken.done():
-            return  # nobody listens any more; what is durable will be answered as a duplicate next time
         async with self._writing:
+            if self._broken.done():
+                return  # nobody listens any more; what is durable will be answered as a duplicate next time
             with suppress(grpc.aio.UsageError, asyncio.InvalidStateError):  # the call ended meanwhile
                 await self._write(response)
 
@@ -167,6 +176,12 @@ class UploadStream:
         error = task.exception()
         if error is not None and not self._broken.done():
             self._broken.set_exception(error)
+
+
+def _seen(future: asyncio.Future[None]) -> None:
+    """Keep asyncio from complaining of an error that came when another had already ended the stream."""
+    if not future.cancelled():
+        future.exception()
 
 
 def _claim(offer: pb.ImageOffer, ingest: Ingest) -> Claim:

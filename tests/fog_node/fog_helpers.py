@@ -83,6 +83,7 @@ class Fog:
         self._process: subprocess.Popen[str] | None = None
         values: dict[str, object] = {
             "data_dir": str(self.data_dir),
+            "listen": "127.0.0.1:0",
             "tls": {"ca": str(tls.ca), "cert": str(tls.cert), "key": str(tls.key)},
             "encoder": {"codec": "jpeg2", "max_wait_s": 0.02, "batch": 8},
         }
