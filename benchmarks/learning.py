@@ -70,8 +70,8 @@ class Case:
 
 
 CASES = (
-    Case("tracking", tuple(f"tracking/{n}" for n in TRACKING), "iou", (), (320, 208), Recipe(steps=600)),
-    Case("bccd_detection", ("bccd_detection",), "ap50", CELLS, (320, 240), Recipe(steps=600, labels=len(CELLS))),
+    Case("tracking", tuple(f"tracking/{n}" for n in TRACKING), "iou", (), (320, 208), Recipe(steps=800)),
+    Case("bccd_detection", ("bccd_detection",), "ap50", CELLS, (320, 240), Recipe(steps=800, labels=len(CELLS))),
 )
 
 

@@ -23,7 +23,7 @@ class Recipe:
 
     labels: int = 1
     steps: int | None = None  # None: until stopped, at a constant rate; else the last 40 % decay to 0
-    batch: int = 24
+    batch: int = 16
     view: tuple[int, int] = (160, 112)  # w, h that a step sees of an image; multiples of 16
     rate: float = 3e-3
     warmup: int = 50
