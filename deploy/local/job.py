@@ -43,17 +43,23 @@ def run(
     while True:
         cluster.poll()
         progress = progress_of(cluster)
-        for edge in progress.edges:
-            if edge.to_train:
-                tracks.setdefault(edge.name, Track()).note(edge.step, edge.iou)
+        _note(tracks, progress)
         show(progress)
         if not progress.missing:
             _settle(cluster)
-            return progress_of(cluster), tracks
+            progress = progress_of(cluster)
+            _note(tracks, progress)
+            return progress, tracks
         quiet = watch.stalled_for(progress, time.monotonic())
         if quiet is not None:
             raise UnavailableError(_stalled(cluster, progress, quiet))
         time.sleep(_POLL_S)
+
+
+def _note(tracks: dict[str, Track], progress: Progress) -> None:
+    for edge in progress.edges:
+        if edge.to_train:
+            tracks.setdefault(edge.name, Track()).note(edge.step, edge.iou)
 
 
 def _settle(cluster: Cluster) -> None:

@@ -127,6 +127,8 @@ def training(compared: Comparison) -> str:
         f"on frames that nobody shared, as captured. {f'{count} seeds, paired' if count > 1 else 'One seed'}. {name} "
         f"is {source:.3f} on source and {decoded:.3f} on decoded images, a difference of {decoded - source:+.3f}."
     )
+    if count == 1:
+        text += " One seed says little: the same training with another seed can differ as much (--seeds 3)."
     if source <= compared.constant_box_per_camera + 0.02:
         text += (
             f" But always guessing the same box for each camera reaches {compared.constant_box_per_camera:.3f}: the "
