@@ -68,7 +68,7 @@ class SirenEncoder(ImageEncoder):
         frames = [self._background(index, image) for index, image in enumerate(images)]
         backgrounds = self._fit(frames, LayerKind.BACKGROUND)
         decoded = self._decode(backgrounds, frames)
-        objects = [o for i, background in enumerate(decoded) for o in _objects(i, images[i], background)]
+        objects = [o for i, background in enumerate(decoded) for o in self._objects(i, images[i], background)]
         residuals = self._fit(objects, LayerKind.OBJECT)
         layers = [[self._layer(LayerKind.BACKGROUND, f, b)] for f, b in zip(frames, backgrounds, strict=True)]
         for source, networks in zip(objects, residuals, strict=True):
@@ -98,6 +98,22 @@ class SirenEncoder(ImageEncoder):
         target = image.pixels.astype(np.float32) / np.float32(127.5) - 1
         return _Source(index, (0, 0, width, height), 1.0, shape, grid, target)
 
+    def _objects(self, index: int, image: SourceImage, background: NDArray[np.float32]) -> Iterator[_Source]:
+        """What the image's object networks have to learn: the residual to the decoded background, pixel by pixel once.
+
+        Residuals are added up where regions overlap, so the first (largest) region codes those pixels and the others
+        zero.
+        """
+        residual = image.pixels.astype(np.float32) / np.float32(255) - background
+        height, width = residual.shape[:2]
+        for x, y, w, h in object_regions(image.boxes, width, height):
+            view = residual[y : y + h, x : x + w]
+            shape = object_shape(w * h, reference=self._params.profile == "reference")
+            scale = residual_range(view)
+            values = np.clip(view / np.float32(scale), -1, 1)
+            view[:] = 0
+            yield _Source(index, (x, y, w, h), scale, shape, Grid(1, 1), values)
+
     def _decode(self, backgrounds: Sequence[Networks], sources: Sequence[_Source]) -> list[NDArray[np.float32]]:
         """What a receiver decodes at the coded size: (H, W, 3) in [0, 1]."""
         places = [source.place for source in sources]
@@ -116,22 +132,8 @@ def background_schedule(params: SirenParams, pixels: int) -> Schedule:
 
 def object_schedule(params: SirenParams, pixels: int) -> Schedule:
     """How the fast profile fits an object network for this many pixels."""
-    return Schedule(params.object_steps or 500, 256, 0.1, 0.004, 8.0, 0.2, params.bits)
-
-
-def _objects(index: int, image: SourceImage, background: NDArray[np.float32]) -> Iterator[_Source]:
-    """What the image's object networks have to learn: the residual to the decoded background, pixel by pixel once.
-
-    Residuals are added up where regions overlap, so the first (largest) region codes those pixels and the others zero.
-    """
-    residual = image.pixels.astype(np.float32) / np.float32(255) - background
-    height, width = residual.shape[:2]
-    for x, y, w, h in object_regions(image.boxes, width, height):
-        view = residual[y : y + h, x : x + w]
-        scale = residual_range(view)
-        values = np.clip(view / np.float32(scale), -1, 1)
-        view[:] = 0
-        yield _Source(index, (x, y, w, h), scale, object_shape(w * h), Grid(1, 1), values)
+    piece = min(max(64, round(pixels / 4 / 64) * 64), 512)
+    return Schedule(params.object_steps or 800, piece, 0.06, 0.01, 10.0, 0.2, params.bits)
 
 
 def residual_range(residual: NDArray[np.float32]) -> float:
