@@ -10,7 +10,7 @@ from pathlib import Path
 
 import fogline
 from fogline.common import pki, process
-from fogline.common.errors import ConfigError, IdentityError, ProtocolError, UnavailableError
+from fogline.common.errors import ConfigError, FoglineError, IdentityError
 from fogline.common.metrics import EdgeMetrics
 from fogline.common.rpc.accounting import LinkMeter
 from fogline.common.rpc.peer import Peer
@@ -31,7 +31,8 @@ from fogline.edge_agent.upload import Uploader
 from fogline.edge_agent.workers import Stop, Supervisor
 
 _log = logging.getLogger(__name__)
-_STOP_S = 4.0  # for every task to end; then the process ends without them
+_FIRST_CONTACT_S = 5.0
+_STOP_S = 3.0  # for every task to end; then the process ends without them
 
 
 def serve(config: EdgeConfig, clock: FogClock | None = None) -> int:
@@ -43,7 +44,7 @@ def serve(config: EdgeConfig, clock: FogClock | None = None) -> int:
     try:
         agent = Agent(config, me, clock or FogClock(), trains=trains)
         try:
-            agent.start()
+            agent.start(stopped)
             process.announce_ready(metrics_port=agent.metrics_port)
             while not stopped.wait(1.0):
                 agent.refresh()
@@ -111,17 +112,12 @@ class Agent:
         self._trainer = TrainerProcess(config, self._stop, self.quiet, self._on_progress) if trains else None
         self._web, self.metrics_port = self._metrics.serve(config.metrics, self.health)
 
-    def start(self) -> None:
-        """Start every task. Raises IdentityError when the fog node and we do not accept each other."""
+    def start(self, stopped: threading.Event) -> None:
+        """Start every task. Raises IdentityError or ConfigError when the fog node and we can't ever get on."""
         self.refresh()
-        try:
-            self._fog.session()
-        except IdentityError:
-            raise  # waiting would not help: an operator must act. Later on it is retried, and health says so.
-        except (UnavailableError, ProtocolError):
-            _log.warning("starting without a fog node; capture goes on, uploads follow when it is there")
         if self._config.capture.source != "none":
             self._supervisor.add("capture", self._capture.run)
+        self._first_contact(stopped)
         self._supervisor.add("upload", self._uploader.run)
         self._supervisor.add("receive", self._receiver.run)
         if self._cloud is not None and self._models is not None:
@@ -131,6 +127,26 @@ class Agent:
             self._supervisor.add("models", models.run)
         if self._trainer is not None:
             self._supervisor.add("train", self._trainer.run)
+
+    def _first_contact(self, stopped: threading.Event) -> None:
+        """Try the fog node once: what waiting would not mend ends the start. Later it is retried, and health tells."""
+        outcome: list[FoglineError] = []
+
+        def attempt() -> None:
+            try:
+                self._fog.session()
+            except FoglineError as error:
+                outcome.append(error)
+
+        thread = threading.Thread(target=attempt, name="first-contact", daemon=True)
+        thread.start()
+        deadline = time.monotonic() + _FIRST_CONTACT_S
+        while thread.is_alive() and time.monotonic() < deadline and not stopped.wait(0.02):
+            pass
+        if outcome and isinstance(outcome[0], (IdentityError, ConfigError)):
+            raise outcome[0]
+        if self._fog.error:
+            _log.warning("starting without a fog node; capture goes on, uploads follow when it is there")
 
     def close(self) -> list[str]:
         """Stop every task; the names of those that did not end in time."""
@@ -197,6 +213,7 @@ class Agent:
             "fog": self._fog.error,
             "fog_full": self._uploader.full,
             "disk": receiving.full,
+            "train": self._trainer.state.trouble if self._trainer else "",
             **{f"task_{name}": text for name, text in tasks.items()},
         }
         return {

@@ -76,7 +76,7 @@ class FilterConfig(Config, frozen=True):
 class TrainConfig(Config, frozen=True):
     """The detector that learns while images arrive, in a child process (the only one with torch)."""
 
-    enabled: Annotated[Literal["auto", "true", "false"], Meta(description="auto: when torch is installed")] = "auto"
+    enabled: Annotated[bool | Literal["auto"], Meta(description="auto: when torch is installed")] = "auto"
     width: Annotated[int, Meta(ge=32, multiple_of=16, description="Training resolution")] = 320
     height: Annotated[int, Meta(ge=32, multiple_of=16, description="Training resolution")] = 240
     view: Annotated[tuple[int, int], Meta(description="Width and height that a step sees of an image")] = (160, 112)

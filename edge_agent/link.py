@@ -81,7 +81,7 @@ class Link(ABC, Generic[S]):
 
     def close(self) -> None:
         """Cancel what runs and disconnect."""
-        with self._lock:
-            if self._session is not None:
-                self._session.channel.close()
-                self._session = None
+        # Without the lock: whoever is connecting holds it, for as long as that takes.
+        session, self._session = self._session, None
+        if session is not None:
+            session.channel.close()

@@ -1,4 +1,4 @@
-"""`python -m fogline.edge_agent.train_process --config FILE`: the agent's child that learns; the only one with torch.
+"""`python -m fogline.edge_agent.train_process`: the agent's child that learns; the only one with torch.
 
 It reads the library, trains while images arrive, and writes one JSON object a line on its standard output
 (`trainer.Progress`). On its standard input the agent says whether more images are to be expected; the end of that
@@ -37,11 +37,12 @@ _LOSSES = 50  # that the reported loss is the mean of
 
 def main() -> int:
     """Train; return the exit code."""
-    process.die_with_parent(os.getppid())
     parser = argparse.ArgumentParser(prog="train_process")
     parser.add_argument("--config", type=Path, required=True)
-    path = parser.parse_args().config
-    return process.run_main(lambda: _run(path))
+    parser.add_argument("--parent", type=int, required=True, help="pid of the agent; the child ends with it")
+    arguments = parser.parse_args()
+    process.die_with_parent(arguments.parent)
+    return process.run_main(lambda: _run(arguments.config))
 
 
 def _run(path: Path) -> None:

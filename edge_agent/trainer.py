@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import logging
+import os
 import signal
 import subprocess
 import sys
@@ -16,13 +17,13 @@ from pathlib import Path
 
 import msgspec
 
-from fogline.common.errors import ConfigError, InternalError
+from fogline.common.errors import ConfigError, InputError, InternalError
 from fogline.edge_agent.config import EdgeConfig, TrainConfig
 from fogline.edge_agent.files import replace_file
 from fogline.edge_agent.workers import Stop
 
 _log = logging.getLogger(__name__)
-_STOP_S = 3.0  # for the child to write its checkpoint
+_STOP_S = 2.5  # for the child to write its checkpoint
 _MAX_LINE = 1 << 16
 
 
@@ -46,17 +47,18 @@ class TrainState:
     progress: Progress = field(default_factory=Progress)
     score: float | None = None  # of the last evaluation
     restarts: int = 0
+    trouble: str = ""  # why there is no training although there should be
 
 
 def wanted(config: TrainConfig) -> bool:
     """Whether to train. Finds torch without importing it. Raises ConfigError when it must train and can't."""
-    if config.enabled == "false":
+    if config.enabled is False:
         return False
     missing = [name for name in ("torch", "safetensors") if importlib.util.find_spec(name) is None]
     if not missing:
         return True
     text = f"{' and '.join(missing)} not installed; install fogline[torch]"
-    if config.enabled == "true":
+    if config.enabled is True:
         raise ConfigError(f"train.enabled is true and {text}, or set train.enabled to auto")
     _log.info("no training: %s", text)
     return False
@@ -77,10 +79,9 @@ class TrainerProcess:
         file = self._config.data_dir / "train" / "config.json"
         replace_file(file, msgspec.json.encode(self._config, enc_hook=str))
         self.state.state = "starting"
-        child = subprocess.Popen(
-            [sys.executable, "-m", "fogline.edge_agent.train_process", "--config", str(file)],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-        )  # fmt: skip
+        command = [sys.executable, "-m", "fogline.edge_agent.train_process", "--config", str(file)]
+        command += ["--parent", str(os.getpid())]
+        child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         told = threading.Thread(target=self._tell, args=(child,), name="train-quiet", daemon=True)
         told.start()
         try:
@@ -100,8 +101,10 @@ class TrainerProcess:
             return
         self.state.restarts += 1
         self.state.state = f"ended with code {code}"
-        if code == ConfigError.exit_code:
-            _log.error("training is off: its process refused the configuration; see its message above")
+        if code in (ConfigError.exit_code, InputError.exit_code):
+            # It would end in the same way again.
+            self.state.trouble = "the training process refused its settings; its log line above says why"
+            _log.error("training is off: %s", self.state.trouble)
             return
         raise InternalError(f"the training process ended with code {code}; it is started again")
 

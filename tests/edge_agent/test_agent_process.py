@@ -6,6 +6,7 @@ import hashlib
 import json
 import random
 import signal
+import socket
 import sqlite3
 import sys
 import time
@@ -36,7 +37,7 @@ def edge(folder: Path, certificates: Any, fog: str, *, run: Path | None = None, 
     name = folder.name
     settings: dict[str, Any] = {
         "name": name, "data_dir": folder / "data", "fog": fog, "tls": tls(certificates.tls(name, "edge")),
-        "train": {"enabled": "false"},
+        "train": {"enabled": False},
     }  # fmt: skip
     if run is not None:
         settings["capture"] = {"source": "sequence", "runs": [{"path": run}], "fps": 0}
@@ -103,7 +104,7 @@ def survive(tmp_path: Path, certificates: Any, port: int, kills: int, seed: int)
         edges = []
         for n in (1, 2):
             sequence = otb_folder(tmp_path / f"seq{n}", count, n * 1000)
-            capture = {"source": "sequence", "runs": [{"path": sequence}], "fps": 15}
+            capture = {"source": "sequence", "runs": [{"path": sequence}], "fps": count / kills}
             address = f"127.0.0.1:{port}"
             edges.append(edge(tmp_path / f"edge-{n}", certificates, address, capture=capture))
         made += [fog, *edges]
@@ -188,7 +189,7 @@ def test_it_starts_without_a_fog_node_and_uploads_when_one_appears(
 def training(tmp_path: Path) -> dict[str, Any]:
     evaluate = [{"path": otb_folder(tmp_path / "held-out", 4, 500)}]
     return {
-        "enabled": "true", "width": 64, "height": 48, "view": [32, 32], "batch": 4, "quiet_s": 0.5,
+        "enabled": True, "width": 64, "height": 48, "view": [32, 32], "batch": 4, "quiet_s": 0.5,
         "evaluate": evaluate, "evaluate_every": 5, "checkpoint_every": 5,
     }  # fmt: skip
 
@@ -292,3 +293,28 @@ def test_the_library_can_be_read_by_others_while_the_agent_runs(tmp_path: Path) 
     assert reader.execute("SELECT COUNT(*) FROM records").fetchone() == (0,)
     reader.close()
     library.close()
+
+
+@pytest.mark.slow
+def test_a_training_that_can_not_work_is_reported_and_the_rest_goes_on(
+    tmp_path: Path, certificates: Any, free_port: int, training: dict[str, Any]
+) -> None:
+    with nodes() as made:
+        wrong = training | {"evaluate": [{"path": tmp_path / "no-such-folder"}]}
+        learner = edge(tmp_path / "edge-1", certificates, f"127.0.0.1:{free_port}", train=wrong)
+        made.append(learner)
+        learner.start()
+        until(lambda: "refused" in learner.health()["troubles"].get("train", ""), 60)
+        assert "no-such-folder" in (learner.folder / "log").read_text()
+        assert learner.stop() == 0
+
+
+def test_an_agent_that_can_not_reach_anything_still_stops_in_time(tmp_path: Path, certificates: Any) -> None:
+    # Listens and never answers: the worst that a network does.
+    with nodes() as made, socket.create_server(("127.0.0.1", 0)) as deaf:
+        alone = edge(tmp_path / "edge-1", certificates, f"127.0.0.1:{deaf.getsockname()[1]}")
+        made.append(alone)
+        alone.start()
+        started = time.monotonic()
+        assert alone.stop() == 0
+        assert time.monotonic() - started < 5

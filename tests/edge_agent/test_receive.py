@@ -68,6 +68,20 @@ def test_a_partial_download_goes_on_where_it_broke(tmp_path: Path) -> None:
         assert [item.offset for item in fog.fetched] == [0, 3 * CHUNK]
 
 
+def test_a_partial_download_goes_on_after_a_restart_of_the_agent(tmp_path: Path) -> None:
+    fog = ScriptedFog()
+    fog.publish(record(1, payload=6 * CHUNK))
+    digest = fog.log[0].digest
+    fog.on_fetch = lambda chunks: chunks[:3]  # and then nothing more
+    with serving(fog):
+        with parts(tmp_path, fog, run="receive") as edge:
+            until(lambda: edge.library.blobs.partial_offset(digest) == 3 * CHUNK)
+        fog.on_fetch = lambda chunks: chunks
+        with parts(tmp_path, fog, run="receive") as edge:
+            until(lambda: edge.library.count == 1)
+    assert [item.offset for item in fog.fetched] == [0, 3 * CHUNK]
+
+
 def change(chunk: pb.FetchedChunk, **fields: object) -> pb.FetchedChunk:
     changed = pb.FetchedChunk()
     changed.CopyFrom(chunk)
