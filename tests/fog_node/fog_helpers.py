@@ -205,7 +205,7 @@ class Device:
             return
         left = len(by_id)
         with translate():
-            call = self.stub.Upload(iter(outbox.get, None))
+            call = self.stub.Upload(iter(outbox.get, None), timeout=90)
             try:
                 for answer in call:
                     step: Any = None
@@ -230,7 +230,7 @@ class Device:
     def raw_upload(self, requests: Sequence[pb.UploadRequest]) -> list[pb.UploadResponse]:
         """Send just these requests, then end the stream; raises when it breaks."""
         with translate():
-            return list(self.stub.Upload(iter(requests)))
+            return list(self.stub.Upload(iter(requests), timeout=20))
 
     def notices(
         self,
@@ -257,7 +257,7 @@ class Device:
 
     def fetch(self, items: Sequence[pb.FetchItem]) -> list[pb.FetchResponse]:
         with translate():
-            return list(self.stub.Fetch(iter([pb.FetchRequest(items=items)])))
+            return list(self.stub.Fetch(iter([pb.FetchRequest(items=items)]), timeout=20))
 
     def records(self, notices: Sequence[pb.Published]) -> dict[int, bytes]:
         """Fetch whole records, checked against their digests; what is gone is left out."""
