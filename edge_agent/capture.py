@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from functools import partial
 from pathlib import Path
 
 from fogline.common.errors import CapacityError, InputError
@@ -63,7 +64,7 @@ class Capture:
             started = time.monotonic()
             new = 0
             for source in sources:
-                for shot in source.scan(self._outbox.captured(source.name)):
+                for shot in source.scan(partial(self._outbox.captured, source.name)):
                     new += 1
                     self._take(shot)
                     if self._stop:

@@ -78,7 +78,7 @@ class Outbox:
                 self.skip(source, key)
                 return False
             self._make_room(len(data))
-            self._blobs.put(data)
+            self._put(data)
             with self._db.transaction() as db:
                 db.execute(
                     "INSERT INTO items (content_id, size, camera, wall_us, boot_us, boot_id, boxes) "
@@ -137,6 +137,15 @@ class Outbox:
     def close(self) -> None:
         """Close the database."""
         self._db.close()
+
+    def _put(self, data: bytes) -> None:
+        while True:
+            try:
+                self._blobs.put(data)
+                return
+            except CapacityError:  # the disk is full: our own images are all that we may give up
+                if self.policy == "block" or not self._drop_oldest():
+                    raise
 
     def _make_room(self, size: int) -> None:
         while self.bytes + size > self.max_bytes:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -60,8 +60,8 @@ class FolderSource:
         self._seen: dict[Path, tuple[int, int]] = {}  # files of the last scan: size, mtime
         self._loaded: dict[Path, tuple[int, int]] = {}  # files of the last load
 
-    def scan(self, captured: set[str]) -> list[Shot]:
-        """What is new since the last scan and settled, in order of file names."""
+    def scan(self, look_up: Callable[[], set[str]]) -> list[Shot]:
+        """What is new since the last scan and settled, in order of file names; `look_up` says what was captured."""
         before, self._seen = self._seen, _files(self._path)
         unsettled = {path for path, stat in self._seen.items() if before.get(path) != stat and not _old(stat)}
         settled = {path: stat for path, stat in self._seen.items() if path not in unsettled}
@@ -76,6 +76,7 @@ class FolderSource:
         for refusal in sequence.refused:
             if not unsettled:  # else it may only be half written
                 self._refuse(refusal)
+        captured = look_up()
         return [
             Shot(self.name, frame.path.name, frame.path, self.camera, labelled(frame.boxes, self._label))
             for frame in sequence.frames

@@ -10,16 +10,18 @@ import signal
 import sqlite3
 import time
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 from edge_helpers import jpeg, until
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fogline.common.blobs import BlobStore
 from fogline.common.boxes import Box
 from fogline.common.errors import CapacityError, ConfigError, FormatError, InputError
 from fogline.edge_agent.clock import Stamp
+from fogline.edge_agent.database import Database
 from fogline.edge_agent.outbox import Outbox
 
 BOXES = (Box(1, 2, 3, 4, "cat"), Box(0.5, 0, 10, 10))
@@ -103,6 +105,44 @@ def test_drop_oldest_gives_up_the_oldest_that_is_not_in_flight(tmp_path: Path) -
     with pytest.raises(CapacityError):  # all are in flight now: nothing may be dropped
         add(outbox, 4, bytes([4]) * size)
     outbox.close()
+
+
+def test_a_full_disk_blocks_or_drops_as_a_full_outbox_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for policy in ("block", "drop-oldest"):
+        outbox = Outbox(tmp_path / policy, 1 << 20, policy)
+        ids = [add(outbox, n) for n in range(3)]
+        put = BlobStore.put
+
+        def full(blobs: BlobStore, data: bytes, outbox: Outbox = outbox, put: Any = put) -> bytes:
+            if outbox.count > 2:
+                raise CapacityError("no space left on device")
+            return bytes(put(blobs, data))
+
+        with monkeypatch.context() as patch:
+            patch.setattr(BlobStore, "put", full)
+            if policy == "block":
+                with pytest.raises(CapacityError):
+                    add(outbox, 3)
+                assert outbox.count == 3
+            else:
+                new = add(outbox, 3)
+                assert [i.content_id for i in outbox.take(9)] == [ids[1], ids[2], new]
+        outbox.close()
+
+
+def test_a_database_that_can_not_grow_is_a_capacity_error_and_changes_nothing(tmp_path: Path) -> None:
+    database = Database(tmp_path / "x.sqlite", "CREATE TABLE IF NOT EXISTS t (data BLOB)", 1)
+    database.rows("PRAGMA max_page_count=20")
+
+    def insert(*sizes: int) -> None:
+        with database.transaction() as db:
+            db.executemany("INSERT INTO t VALUES (?)", [(bytes(size),) for size in sizes])
+
+    with pytest.raises(CapacityError, match="full"):
+        insert(10, 1 << 20)
+    assert database.rows("SELECT COUNT(*) FROM t") == [(0,)]
+    insert(10)
+    database.close()
 
 
 def test_a_rejected_image_moves_aside_with_its_reason(tmp_path: Path) -> None:
