@@ -89,7 +89,10 @@ class Store:
     """The fog node's durable state. Methods are safe from any task of one event loop; all may raise CapacityError."""
 
     def __init__(self, data_dir: Path, capacity_bytes: int | None) -> None:
-        data_dir.mkdir(parents=True, exist_ok=True)
+        try:
+            data_dir.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(f"data_dir {data_dir} can't be made: {error.strerror}; name a folder of ours") from error
         self._lock = _lock(data_dir)
         self.capacity_bytes = capacity_bytes
         self._database: Database | None = None

@@ -102,6 +102,8 @@ def test_a_folder_that_holds_something_else_is_refused(tmp_path: Path) -> None:
     for _ in range(2):
         with pytest.raises(ConfigError, match="data_dir"):
             Store(tmp_path, None)
+    with pytest.raises(ConfigError, match="data_dir"):
+        Store(tmp_path / "fog.db", None)
     with pytest.raises(FormatError, match="data_dir"):
         read_images(tmp_path / "nowhere")
 
