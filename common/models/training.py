@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from fogline.common.errors import InputError
+from fogline.common.errors import ConfigError, InputError
 from fogline.common.models.augment import random_views
 from fogline.common.models.detection import Detections, Target, decode, detection_loss
 from fogline.common.models.detector import Detector
@@ -29,6 +29,13 @@ class Recipe:
     warmup: int = 50
     weight_decay: float = 0.02
     average: float = 0.995  # of the weights that evaluate: an exponential moving average
+
+    def __post_init__(self) -> None:
+        if self.view[0] % 16 or self.view[1] % 16 or min(self.view) < 16 or self.batch < 1 or self.labels < 1:
+            raise ConfigError(
+                f"view {self.view}, batch {self.batch}, labels {self.labels}: the view's width and height must be "
+                "multiples of 16, the others at least 1"
+            )
 
 
 class Trainer:
@@ -96,7 +103,9 @@ class Trainer:
 
 @torch.inference_mode()
 def detect(model: Detector, images: Tensor, batch: int = 32) -> list[Detections]:
-    """Detections in images (N, 3, H, W), uint8 or float in [0, 1], H and W multiples of 16."""
+    """Detections in images (N, 3, H, W), uint8 or float in [0, 1]. Raises InputError for H or W not divisible by 16."""
+    if images.shape[-1] % 16 or images.shape[-2] % 16:
+        raise InputError(f"images of {images.shape[-1]}x{images.shape[-2]}: decode them to multiples of 16")
     model.eval()
     device = next(model.parameters()).device
     found: list[Detections] = []

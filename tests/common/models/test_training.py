@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scenes import SIZE, squares
 
-from fogline.common.errors import CapacityError, FormatError, InputError
+from fogline.common.errors import CapacityError, ConfigError, FormatError, InputError
 from fogline.common.models.augment import random_views
 from fogline.common.models.checkpoint import load_checkpoint, load_weights, save_checkpoint, save_weights
 from fogline.common.models.detection import Target
@@ -143,3 +143,10 @@ def test_views_of_images_without_objects() -> None:
     views, targets = random_views(torch.rand(2, 3, 64, 96), [none, none], (96, 64), torch.Generator().manual_seed(0))
     assert [len(t.boxes) for t in targets] == [0, 0]
     assert torch.isfinite(views).all()
+
+
+def test_sizes_that_the_detector_can_not_take_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"view \(160, 100\).*multiples of 16"):
+        Recipe(view=(160, 100))
+    with pytest.raises(InputError, match="images of 100x64: decode them to multiples of 16"):
+        detect(Trainer(SMALL, TensorPool(), 0).averaged, torch.zeros(1, 3, 64, 100))
