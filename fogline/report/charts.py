@@ -121,6 +121,7 @@ def curves_chart(curves: Mapping[str, Curve], ylabel: str, levels: Mapping[str, 
             axes.fill_between(curve.steps, low, high, color=colour, alpha=0.15, linewidth=0)
     for name, level in (levels or {}).items():
         axes.axhline(level, color=COLOURS["control"], linestyle="--", linewidth=1.2, label=name)
+    axes.set_ylim(0, max(0.05, axes.get_ylim()[1]))
     axes.set_xlabel("training steps")
     axes.set_ylabel(ylabel)
     _legend(axes)
@@ -136,6 +137,7 @@ def fleet_chart(curves: Mapping[str, Curve], ylabel: str) -> str:
         axes.plot(curve.steps, curve.runs[0], color=colour, linewidth=1.4, marker="o", markersize=2.5, label=name)
     axes.set_xlabel("training steps")
     axes.set_ylabel(ylabel)
+    axes.set_ylim(0, max(0.05, axes.get_ylim()[1]))
     _legend(axes, ncols=2, fontsize=8)
     return _svg(figure)
 

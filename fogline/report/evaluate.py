@@ -99,6 +99,7 @@ def evaluate(cluster: Cluster, tracks: Mapping[str, Track], options: Options, te
         devices=_devices(cluster, checks),
         published_twice=published_twice([image.content_id for image in stats if image.cursor is not None]),
         comparison=comparison,
+        metric=plan.metric,
         fleet={name: Curve(tuple(t.steps), (tuple(t.metric),)) for name, t in tracks.items() if t.steps},
         trials=[one.figures for one in trials],
         exhibits=shown,

@@ -118,6 +118,7 @@ class Findings:
     devices: Sequence[Device]
     published_twice: int
     comparison: Comparison | None
+    metric: str  # of the detector: iou, ap50
     fleet: Mapping[str, Curve]  # IoU (or AP50) on each training edge while images arrived
     trials: Sequence[CodecTrial]
     exhibits: Sequence[Exhibit]

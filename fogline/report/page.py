@@ -89,11 +89,11 @@ def _charts(found: Findings) -> dict[str, str]:
     compared = found.comparison
     if compared is not None:
         name = prose.metric_name(compared.metric)
-        levels = {"one box for each camera": compared.constant_box_per_camera}
+        levels = {"constant answer for each camera": compared.constant_box_per_camera}
         made["metric_chart"] = charts.curves_chart(compared.metric_curves, f"{name} on held-out frames", levels)
         made["loss_chart"] = charts.curves_chart(compared.loss_curves, "training loss")
-    if found.fleet:
-        made["fleet_chart"] = charts.fleet_chart(found.fleet, "IoU on held-out frames")
+    if any(len(curve.steps) > 1 for curve in found.fleet.values()):
+        made["fleet_chart"] = charts.fleet_chart(found.fleet, f"{prose.metric_name(found.metric)} on held-out frames")
     return made
 
 
@@ -148,6 +148,11 @@ def decibel(value: float | None) -> str:
     return "" if value is None else f"{value:.1f}"
 
 
+def rate(value: float) -> str:
+    """A number a second, for people."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
 def _quality_rows(scores: Sequence[Score]) -> list[dict[str, Any]]:
     groups = [(camera, group, False) for camera, group in by_camera(scores).items()]
     rows = []
@@ -179,8 +184,8 @@ def _codec_rows(found: Findings) -> list[dict[str, Any]]:
             "full": decibel(trial.full_db),
             "background": decibel(trial.background_db),
             "object": decibel(trial.object_db),
-            "encode": f"{trial.encode_per_s:.3g}",
-            "decode": f"{trial.decode_per_s:.3g}",
+            "encode": rate(trial.encode_per_s),
+            "decode": rate(trial.decode_per_s),
             "gain": f"{n / (1 + n * trial.bytes_per_image / max(1.0, source)):.2f}x",
             "this": trial.this_run,
         }
@@ -196,8 +201,8 @@ def _training(compared: Comparison | None) -> dict[str, Any]:
         for name, values in (
             ("trained on source images", compared.on_source),
             ("trained on decoded images", compared.on_decoded),
-            ("always the same box", (compared.constant_box,)),
-            ("always the same box, one for each camera", (compared.constant_box_per_camera,)),
+            ("one constant answer for all cameras", (compared.constant_box,)),
+            ("one constant answer for each camera", (compared.constant_box_per_camera,)),
             ("untrained detector", (compared.untrained,)),
         )
     ]
@@ -238,9 +243,9 @@ def _cost_rows(found: Findings) -> list[dict[str, str]]:
         return f"{sum(d.cpu_s for d in found.devices if d.tier == tier):.1f} s"
 
     rows = [
-        ("encode at the fog node", f"{found.encode.images_per_s:.3g} images/s ({found.encode.device})"),
-        ("decode on a device, batches of 32", f"{found.decode.images_per_s:.3g} images/s ({found.decode.device})"),
-        ("unpack a record on arrival", f"{found.prepare_per_s:.3g} images/s"),
+        ("encode at the fog node", f"{rate(found.encode.images_per_s)} images/s ({found.encode.device})"),
+        ("decode on a device, batches of 32", f"{rate(found.decode.images_per_s)} images/s ({found.decode.device})"),
+        ("unpack a record on arrival", f"{rate(found.prepare_per_s)} images/s"),
         ("CPU of all edges", cpu("edge")),
         ("CPU of the fog node", cpu("fog")),
         ("CPU of the cloud server", cpu("cloud")),

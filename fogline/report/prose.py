@@ -110,9 +110,9 @@ def delay(found: Findings) -> str:
 
 def fleet(found: Findings) -> str:
     """Over the chart of the edges' own training."""
+    edges = "one edge agent" if len(found.fleet) == 1 else f"each of {len(found.fleet)} edge agents"
     return (
-        f"The detector on {len(found.fleet)} edge agents, trained on what each had received so far and evaluated on "
-        "held-out frames as it went."
+        f"The detector on {edges}, trained on what it had received so far and evaluated on held-out frames as it went."
     )
 
 
@@ -131,7 +131,7 @@ def training(compared: Comparison) -> str:
         text += " One seed says little: the same training with another seed can differ as much (--seeds 3)."
     if source <= compared.constant_box_per_camera + 0.02:
         text += (
-            f" But always guessing the same box for each camera reaches {compared.constant_box_per_camera:.3f}: the "
+            f" But giving one constant answer for each camera reaches {compared.constant_box_per_camera:.3f}: the "
             "detector has not learnt enough here for this comparison to mean much. Train longer."
         )
     return text

@@ -9,6 +9,7 @@ from fogline.deploy.local.view import human_bytes
 from fogline.report import prose
 from fogline.report.document import summary_of
 from fogline.report.findings import Findings
+from fogline.report.page import decibel, rate
 
 
 def show(console: Console, found: Findings) -> None:
@@ -62,11 +63,6 @@ def _quality(found: Findings) -> Table:
     return table
 
 
-def decibel(value: float | None) -> str:
-    """One decimal, or nothing."""
-    return "" if value is None else f"{value:.1f}"
-
-
 def _codecs(found: Findings) -> Table:
     table = _table(
         "the same few frames through every codec", "codec", "bytes", "dB", "object dB", "encode/s", "decode/s"
@@ -77,8 +73,8 @@ def _codecs(found: Findings) -> Table:
             f"{one.bytes_per_image:,.0f}",
             decibel(one.full_db),
             decibel(one.object_db),
-            f"{one.encode_per_s:.3g}",
-            f"{one.decode_per_s:.3g}",
+            rate(one.encode_per_s),
+            rate(one.decode_per_s),
         )
     return table
 
@@ -90,6 +86,6 @@ def _training(found: Findings) -> Table:
     table = _table(f"detector after {compared.steps} steps, {len(compared.seeds)} seed(s)", "trained on", name)
     table.add_row("source images", f"{prose.average(compared.on_source):.3f}")
     table.add_row("decoded images", f"{prose.average(compared.on_decoded):.3f}")
-    table.add_row("nothing: one box for each camera", f"{compared.constant_box_per_camera:.3f}")
+    table.add_row("nothing: constant answer for each camera", f"{compared.constant_box_per_camera:.3f}")
     table.add_row("nothing: untrained", f"{compared.untrained:.3f}")
     return table

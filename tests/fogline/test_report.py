@@ -67,6 +67,7 @@ def findings() -> Findings:
             seconds_source=1.0, seconds_decoded=1.1,
             metric_curves={"source": curve, "decoded": curve}, loss_curves={"source": curve, "decoded": curve},
         ),
+        metric="iou",
         fleet={"edge-01": Curve((5, 10), ((0.1, 0.2),))},
         trials=[
             CodecTrial("siren", {}, 150.0, 28.0, 27.0, 33.0, 3.0, 100.0, True),
