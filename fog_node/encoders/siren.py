@@ -90,7 +90,8 @@ class SirenEncoder(ImageEncoder):
     def _background(self, index: int, image: SourceImage) -> _Source:
         params, (height, width) = self._params, image.pixels.shape[:2]
         if params.depth and params.width and params.columns and params.rows:
-            shape, grid = Shape(params.depth, params.width), Grid(params.columns, params.rows)
+            shape = Shape(params.depth, params.width)
+            grid = Grid(min(params.columns, width), min(params.rows, height))
         elif params.profile == "reference":
             shape, grid = REFERENCE_BACKGROUND
         else:
@@ -126,7 +127,7 @@ class SirenEncoder(ImageEncoder):
 
 def background_schedule(params: SirenParams, pixels: int) -> Schedule:
     """How the fast profile fits a background network for this many pixels."""
-    piece = min(max(128, round(pixels / 40 / 64) * 64), 1024)
+    piece = params.slice or min(max(128, round(pixels / 40 / 64) * 64), 1024)
     return Schedule(params.steps or 1000, piece, 0.1, 0.004, 10.0, 0.2, params.bits)
 
 

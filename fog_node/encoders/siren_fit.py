@@ -31,7 +31,7 @@ class Schedule:
     rate: float  # first learning rate of the sine layers, whose weights hold the factor w0
     output_rate: float  # of the linear layer
     frequency: float  # first-layer weights start uniform in plus or minus this
-    finish: float  # last part of the steps in which the forward pass sees quantised weights
+    finish: float  # last part of the steps, in which the layers are rounded one after the other
     bits: int  # of a quantised weight
 
 
@@ -109,7 +109,7 @@ class BatchFit:
         for step in range(plan.steps):
             while len(numbers) <= self.shape.depth and step >= freeze_at[len(numbers)]:
                 self._freeze(numbers, rates)
-            self._accumulate(step % self._slices)
+            self._accumulate(step % self._slices, len(numbers))
             first.lerp_(self._gradient, 1 - _BETA1)
             second.mul_(_BETA2).addcmul_(self._gradient, self._gradient, value=1 - _BETA2)
             torch.sqrt(second, out=update)
@@ -147,8 +147,8 @@ class BatchFit:
             tensor.fill_(self.schedule.output_rate)
         return rates
 
-    def _accumulate(self, index: int) -> None:
-        """Gradient of the mean squared error of each network on one slice, into `self._gradient`."""
+    def _accumulate(self, index: int, frozen: int = 0) -> None:
+        """Gradient of each network's mean squared error on one slice, into `self._gradient`, but for frozen layers."""
         at = slice(index * self._pixels, (index + 1) * self._pixels)
         positions = self._positions[:, at]
         values = positions
@@ -159,12 +159,12 @@ class BatchFit:
         weights, biases = self._weights[-1]
         error = torch.baddbmm(biases, values, weights, out=self._error).sub_(self._targets[:, at])
         back = error.mul_(2 / (3 * self._pixels))
-        for layer in range(self.shape.depth, -1, -1):
+        for layer in range(self.shape.depth, frozen - 1, -1):
             before = self._values[layer - 1] if layer else positions
             weight_gradient, bias_gradient = self._weight_gradients[layer]
             torch.bmm(before.transpose(1, 2), back, out=weight_gradient)
             torch.sum(back, dim=1, keepdim=True, out=bias_gradient)
-            if layer:
+            if layer > frozen:
                 # The slope's buffer is free after this product, so it takes the next layer's error.
                 torch.bmm(back, self._weights[layer][0].transpose(1, 2), out=self._back)
                 back = self._slopes[layer - 1].mul_(self._back)

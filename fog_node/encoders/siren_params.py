@@ -10,7 +10,7 @@ from msgspec import Meta
 
 from fogline.common.config import Config
 from fogline.common.errors import ConfigError
-from fogline.common.images.siren_payload import MAX_DEPTH, MAX_SIDE, MAX_WIDTH
+from fogline.common.images.siren_payload import MAX_DEPTH, MAX_PARAMETERS, MAX_SIDE, MAX_WIDTH, Shape
 
 
 class SirenParams(Config, frozen=True):
@@ -22,6 +22,9 @@ class SirenParams(Config, frozen=True):
     ] = "fast"
     seed: Annotated[int, Meta(ge=0, le=2**31 - 1, description="Seed of initial weights and pixel order")] = 0
     steps: Annotated[int, Meta(ge=1, description="Steps of a background network")] | None = None
+    slice: (
+        Annotated[int, Meta(ge=1, description="Pixels per step and background network; unset: a fortieth")] | None
+    ) = None
     object_steps: Annotated[int, Meta(ge=1, description="Steps of an object network")] | None = None
     depth: Annotated[int, Meta(ge=1, le=MAX_DEPTH, description="Sine layers of each background network")] | None = None
     width: Annotated[int, Meta(ge=1, le=MAX_WIDTH, description="Units of each of those layers")] | None = None
@@ -37,6 +40,10 @@ class SirenParams(Config, frozen=True):
         given = [name for name in ("depth", "width", "columns", "rows") if getattr(self, name) is not None]
         if 0 < len(given) < 4:
             raise ValueError(f"`{given[0]}` alone says too little; set depth, width, columns and rows, or none of them")
+        if self.depth and self.width and self.columns and self.rows:
+            parameters = Shape(self.depth, self.width).parameters * self.columns * self.rows
+            if parameters > MAX_PARAMETERS:
+                raise ValueError(f"the background would have {parameters} parameters; the most is {MAX_PARAMETERS}")
 
 
 def siren_params(values: Mapping[str, Any]) -> SirenParams:

@@ -1,0 +1,184 @@
+"""The siren decoder against a plain one in float64, at any size and in any company; and hostile payloads."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fogline.common.errors import FormatError
+from fogline.common.images.codec import Placement, codec_of
+from fogline.common.images.record import Layer, LayerKind
+from fogline.common.images.siren import SirenCodec
+from fogline.common.images.siren_payload import STEPS, Grid, Networks, Shape, pack, unpack
+from fogline.common.images.siren_tiles import tiles
+
+CPU = torch.device("cpu")
+WHOLE = (0.0, 0.0, 1.0, 1.0)
+GREY = 1 / 255
+
+
+def networks(depth: int = 2, width: int = 8, columns: int = 1, rows: int = 1, seed: int = 0) -> Networks:
+    rng = np.random.default_rng(seed)
+    shape, grid = Shape(depth, width), Grid(columns, rows)
+    weights = np.clip(np.round(rng.normal(0, 30, (grid.networks, shape.parameters))), -127, 127).astype(np.int8)
+    sine = rng.integers(140, 160, (grid.networks, depth))
+    steps = np.concatenate([sine, np.full((grid.networks, 1), 145)], axis=1).astype(np.uint8)
+    return Networks(shape, grid, steps, weights)
+
+
+def plainly(nets: Networks, place: Placement) -> np.ndarray:
+    """Raw network values (h, w, 3), one pixel at a time, in float64."""
+    out = np.empty((place.h, place.w, 3))
+    x0, y0, x1, y1 = place.source
+    for j in range(place.h):
+        for i in range(place.w):
+            u = (x0 + (i + 0.5) / place.w * (x1 - x0)) * nets.grid.columns
+            v = (y0 + (j + 0.5) / place.h * (y1 - y0)) * nets.grid.rows
+            column = min(max(int(np.floor(u)), 0), nets.grid.columns - 1)
+            row = min(max(int(np.floor(v)), 0), nets.grid.rows - 1)
+            network = row * nets.grid.columns + column
+            value = np.array([2 * (u - column) - 1, 2 * (v - row) - 1])
+            start = 0
+            for layer, (inputs, outputs) in enumerate(nets.shape.layers):
+                step = float(STEPS[nets.steps[network, layer]])
+                flat = nets.weights[network, start : start + (inputs + 1) * outputs].astype(np.float64) * step
+                value = value @ flat[: inputs * outputs].reshape(inputs, outputs) + flat[inputs * outputs :]
+                if layer < nets.shape.depth:
+                    value = np.sin(value)
+                start += (inputs + 1) * outputs
+            out[j, i] = value
+    return out
+
+
+def expected(nets: Networks, kind: LayerKind, place: Placement) -> np.ndarray:
+    raw = plainly(nets, place)
+    return np.clip((raw + 1) / 2, 0, 1) if kind is LayerKind.BACKGROUND else np.clip(raw, -1, 1)
+
+
+def render(nets: list[Networks], places: list[Placement], kind: LayerKind = LayerKind.BACKGROUND) -> list[np.ndarray]:
+    images = SirenCodec().render(nets, [kind] * len(nets), places, CPU)
+    assert all(image.dtype == torch.float32 for image in images)
+    return [image.permute(1, 2, 0).numpy() for image in images]
+
+
+@pytest.mark.parametrize("kind", list(LayerKind))
+@pytest.mark.parametrize("size", [(12, 9), (31, 20)])
+@pytest.mark.parametrize("grid", [(1, 1), (3, 2)])
+def test_renders_what_the_weights_say(kind: LayerKind, size: tuple[int, int], grid: tuple[int, int]) -> None:
+    nets, place = networks(3, 10, *grid), Placement(0, 0, *size, WHOLE)
+    want = expected(nets, kind, place)
+    assert want.std() > 0.05
+    np.testing.assert_allclose(render([nets], [place], kind)[0], want, atol=1e-4)
+
+
+def test_a_crop_is_the_slice_of_the_whole() -> None:
+    nets = networks(3, 12, 4, 3)
+    whole = render([nets], [Placement(0, 0, 40, 30, WHOLE)])[0]
+    crop = render([nets], [Placement(5, 7, 20, 10, (5 / 40, 7 / 30, 25 / 40, 17 / 30))])[0]
+    np.testing.assert_allclose(crop, whole[7:17, 5:25], atol=1e-4)
+
+
+def test_a_source_beyond_the_region_continues_the_edge_networks() -> None:
+    nets, place = networks(2, 8, 2, 2), Placement(0, 0, 8, 8, (-0.05, -0.05, 1.05, 1.05))
+    np.testing.assert_allclose(render([nets], [place])[0], expected(nets, LayerKind.BACKGROUND, place), atol=1e-4)
+
+
+def test_a_mix_of_shapes_and_sizes_decodes_as_one_by_one() -> None:
+    nets = [networks(2, 8), networks(3, 10, 3, 2, seed=1), networks(2, 8, seed=2), networks(1, 5, seed=3)]
+    places = [Placement(0, 0, w, h, WHOLE) for w, h in ((33, 20), (33, 20), (7, 50), (1, 1))]
+    together = render(nets, places)
+    for one, net, place in zip(together, nets, places, strict=True):
+        np.testing.assert_allclose(one, render([net], [place])[0], atol=1e-5)
+
+
+def test_few_tensor_calls_for_many_layers(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls, real = [], torch.baddbmm
+    monkeypatch.setattr(torch, "baddbmm", lambda *a, **k: calls.append(1) or real(*a, **k))
+    render([networks(2, 8, seed=s) for s in range(200)], [Placement(0, 0, 16 + s % 10, 20, WHOLE) for s in range(200)])
+    assert len(calls) <= 24  # 3 layers, at most 8 pieces that fit a cache
+
+
+def test_thread_counts_agree_within_a_grey_level() -> None:
+    nets, place = [networks(3, 20, 4, 3)], [Placement(0, 0, 160, 120, WHOLE)]
+    before = torch.get_num_threads()
+    try:
+        images = []
+        for threads in (1, 2, 4):
+            torch.set_num_threads(threads)
+            images.append(render(nets, place)[0])
+    finally:
+        torch.set_num_threads(before)
+    for image in images[1:]:
+        assert np.abs(image - images[0]).max() < GREY / 10
+
+
+@given(
+    st.integers(1, 40), st.integers(1, 40), st.integers(1, 16), st.integers(1, 16),
+    st.floats(-0.1, 0.6), st.floats(0.61, 1.1),
+)  # fmt: skip
+def test_tiles_cover_every_pixel_once(w: int, h: int, columns: int, rows: int, low: float, high: float) -> None:
+    covered = np.zeros((h, w), int)
+    for tile in tiles(Placement(0, 0, w, h, (low, low, high, high)), Grid(columns, rows)):
+        covered[tile.y : tile.y + len(tile.ys), tile.x : tile.x + len(tile.xs)] += 1
+        assert 0 <= tile.network < columns * rows
+    assert (covered == 1).all()
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, 5), st.integers(1, 20), st.integers(1, 4), st.integers(1, 3), st.integers(0, 99))
+def test_payload_round_trip(depth: int, width: int, columns: int, rows: int, seed: int) -> None:
+    nets = networks(depth, width, columns, rows, seed)
+    again = unpack(pack(nets))
+    assert (again.shape, again.grid) == (nets.shape, nets.grid)
+    np.testing.assert_array_equal(again.steps, nets.steps)
+    np.testing.assert_array_equal(again.weights, nets.weights)
+
+
+def test_it_is_registered() -> None:
+    codec = codec_of(3, 1)
+    assert (codec.name, codec.additive) == ("siren", True)
+    payload = pack(networks())
+    prepared = codec.prepare(Layer(LayerKind.OBJECT, 3, 1, (0, 0, 4, 4), 1.0, payload), {})
+    assert prepared.weights.dtype == np.int8
+
+
+def test_truncated_and_extended_payloads_are_refused() -> None:
+    payload = pack(networks())
+    for wrong in (*(payload[:n] for n in range(len(payload))), payload + b"\0"):
+        with pytest.raises(FormatError):
+            unpack(wrong)
+
+
+@pytest.mark.parametrize(
+    ("head", "message"),
+    [
+        (bytes([0, 8, 0]), "depth 0"),
+        (bytes([17, 8, 0]), "depth 17"),
+        (bytes([3, 0, 0]), "width 0"),
+        (bytes([3, 129, 0]), "width 129"),
+        (bytes([16, 128, 0xFF]), "parameters"),
+        (bytes([3, 100, 0]), "can't hold"),
+    ],
+)
+def test_impossible_headers_are_refused_before_allocation(head: bytes, message: str) -> None:
+    with pytest.raises(FormatError, match=message):
+        unpack(head + bytes(40))
+
+
+@given(st.binary(max_size=300))
+def test_random_payloads_render_or_are_refused(data: bytes) -> None:
+    try:
+        nets = unpack(data)
+    except FormatError:
+        return
+    assert np.isfinite(render([nets], [Placement(0, 0, 5, 5, WHOLE)])[0]).all()
+
+
+def test_the_largest_weights_and_steps_stay_finite() -> None:
+    shape = Shape(4, 128)
+    nets = Networks(
+        shape, Grid(1, 1), np.full((1, 5), 255, np.uint8), np.full((1, shape.parameters), -128, dtype=np.int8)
+    )
+    for kind in LayerKind:
+        assert np.isfinite(render([nets], [Placement(0, 0, 9, 9, WHOLE)], kind)[0]).all()
