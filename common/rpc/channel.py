@@ -9,6 +9,8 @@ from __future__ import annotations
 import asyncio
 import queue
 import time
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import grpc
@@ -70,8 +72,9 @@ def connect(
         pass
     else:
         if state is _READY:
-            return MeteredChannel(inner, prepared.connection, prepared.metadata, deadline_s)
-    inner.unsubscribe(watch)
+            unwatch = partial(_unwatch, inner, watch)
+            return MeteredChannel(inner, prepared.connection, prepared.metadata, deadline_s, unwatch)
+    _unwatch(inner, watch)
     inner.close()
     raise diagnose(prepared.address, prepared.own, max(1.0, until - time.monotonic()))
 
@@ -97,7 +100,8 @@ async def aio_connect(
         if state is _READY:
             prepared.connection.opened()
             watcher = asyncio.create_task(_watch(inner, prepared.connection))
-            return MeteredAioChannel(inner, prepared.connection, prepared.metadata, deadline_s, _cancel(watcher))
+            unwatch = partial(watcher.cancel, None)
+            return MeteredAioChannel(inner, prepared.connection, prepared.metadata, deadline_s, unwatch)
     await inner.close()
     raise await asyncio.to_thread(diagnose, prepared.address, prepared.own, max(1.0, until - time.monotonic()))
 
@@ -121,6 +125,14 @@ class _Prepared:
         return module.secure_channel(str(self.address), self.own.client(), OPTIONS)
 
 
+def _unwatch(inner: Any, watch: Callable[[grpc.ChannelConnectivity], None]) -> None:
+    """Stop watching, and wait for gRPC's polling thread: it ends with a traceback when the channel closes under it."""
+    inner.unsubscribe(watch)
+    until = time.monotonic() + 1.0
+    while inner._connectivity_state.polling and time.monotonic() < until:
+        time.sleep(0.005)
+
+
 async def _watch(inner: grpc.aio.Channel, connection: Connection) -> None:
     """Count the connections that the channel makes after its first."""
     state = _READY
@@ -129,10 +141,3 @@ async def _watch(inner: grpc.aio.Channel, connection: Connection) -> None:
         state = inner.get_state()
         if state is _READY:
             connection.opened()
-
-
-def _cancel(task: asyncio.Task[None]) -> Any:
-    def cancel() -> None:
-        task.cancel()
-
-    return cancel

@@ -13,7 +13,6 @@ from fogline.common.errors import ProtocolError
 from fogline.common.rpc.accounting import Connection
 
 Metadata = tuple[tuple[str, str], ...]
-Watch = Callable[[], None]
 
 
 class Method:
@@ -64,8 +63,11 @@ class _NoAnswer:
 class _Stubs:
     """What the sync and the aio channel share: the four kinds of methods."""
 
-    def __init__(self, inner: Any, connection: Connection, own: Metadata, deadline_s: float) -> None:
+    def __init__(
+        self, inner: Any, connection: Connection, own: Metadata, deadline_s: float, unwatch: Callable[[], object]
+    ) -> None:
         self._inner, self._connection, self._own, self._deadline_s = inner, connection, own, deadline_s
+        self._unwatch = unwatch
 
     def unary_unary(self, method: str, *args: Any, **kwargs: Any) -> Any:
         return self._method(self._inner.unary_unary, method, True, *args, **kwargs)
@@ -118,6 +120,7 @@ class MeteredChannel(_Stubs, grpc.Channel):
 
     def close(self) -> None:
         """Cancel every call and close the connection."""
+        self._unwatch()
         self._inner.close()
         self._connection.closed()
 
@@ -130,10 +133,6 @@ class MeteredChannel(_Stubs, grpc.Channel):
 
 class MeteredAioChannel(_Stubs, grpc.aio.Channel):
     """An aio channel. Close it, or use it in `async with`."""
-
-    def __init__(self, inner: Any, connection: Connection, own: Metadata, deadline_s: float, unwatch: Watch) -> None:
-        super().__init__(inner, connection, own, deadline_s)
-        self._unwatch = unwatch
 
     def get_state(self, try_to_connect: bool = False) -> grpc.ChannelConnectivity:
         """The connectivity now."""

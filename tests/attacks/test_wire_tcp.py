@@ -22,6 +22,9 @@ from fogline.common.rpc.channel import connect
 from fogline.common.rpc.gen import images_pb2, images_pb2_grpc
 
 CORPUS = sorted((Path(__file__).parent / "wire" / "tcp").glob("*.bin"))
+# A server's port, the TLS settings of its client, whether to attack inside the TLS session, and a stub on a connection
+# that lives through all attacks.
+Target = tuple[int, TlsConfig, bool, images_pb2_grpc.ImageServiceStub]
 HELLO = images_pb2.HelloRequest(protocol=1)
 
 
@@ -33,12 +36,13 @@ def loop() -> Iterator[Loop]:
 
 
 @pytest.fixture(scope="module", params=["insecure", "mtls", "inside-tls"])
-def target(request: pytest.FixtureRequest, loop: Loop, certificates: Any) -> tuple[int, TlsConfig, bool]:
-    """A server's port, the TLS settings of its client, and whether to attack inside the TLS session."""
-    if request.param == "insecure":
-        return loop.serve(INSECURE)[1], INSECURE, False
-    port = loop.serve(certificates.tls("fog-1", "fog"))[1]
-    return port, certificates.tls("edge-1", "edge"), request.param == "inside-tls"
+def target(request: pytest.FixtureRequest, loop: Loop, certificates: Any) -> Iterator[Target]:
+    inside, tls = request.param == "inside-tls", INSECURE
+    port = loop.serve(INSECURE if request.param == "insecure" else certificates.tls("fog-1", "fog"))[1]
+    if request.param != "insecure":
+        tls = certificates.tls("edge-1", "edge")
+    with connect(f"127.0.0.1:{port}", tls, meter=LinkMeter("x"), me=EDGE) as old:
+        yield port, tls, inside, images_pb2_grpc.ImageServiceStub(old)
 
 
 @contextmanager
@@ -56,20 +60,19 @@ def connection(port: int, tls: TlsConfig, inside: bool) -> Iterator[socket.socke
 
 
 @pytest.mark.parametrize("attack", CORPUS, ids=lambda path: path.stem)
-def test_others_are_served_meanwhile_and_after(target: tuple[int, TlsConfig, bool], attack: Path) -> None:
-    port, tls, inside = target
-    with connect(f"127.0.0.1:{port}", tls, meter=LinkMeter("x"), me=EDGE) as old:
-        with connection(port, tls, inside) as hostile:
-            with suppress(OSError):  # hung up on already: well done
-                hostile.sendall(attack.read_bytes())
-            images_pb2_grpc.ImageServiceStub(old).Hello(HELLO)
-            with connect(f"127.0.0.1:{port}", tls, meter=LinkMeter("x"), me=EDGE) as new:
-                images_pb2_grpc.ImageServiceStub(new).Hello(HELLO)
-        images_pb2_grpc.ImageServiceStub(old).Hello(HELLO)
+def test_others_are_served_meanwhile_and_after(target: Target, attack: Path) -> None:
+    port, tls, inside, old = target
+    with connection(port, tls, inside) as hostile:
+        with suppress(OSError):  # hung up on already: well done
+            hostile.sendall(attack.read_bytes())
+        old.Hello(HELLO)
+        with connect(f"127.0.0.1:{port}", tls, meter=LinkMeter("x"), me=EDGE) as new:
+            images_pb2_grpc.ImageServiceStub(new).Hello(HELLO)
+    old.Hello(HELLO)
 
 
-def test_many_silent_connections_keep_nobody_out(target: tuple[int, TlsConfig, bool]) -> None:
-    port, tls, _ = target
+def test_many_silent_connections_keep_nobody_out(target: Target) -> None:
+    port, tls, _, _ = target
     silent = [socket.create_connection(("127.0.0.1", port), timeout=5) for _ in range(200)]
     try:
         with connect(f"127.0.0.1:{port}", tls, meter=LinkMeter("x"), me=EDGE) as channel:

@@ -111,10 +111,10 @@ def test_every_connection_agrees_with_the_kernel(loop: Loop, certificates: Any, 
     meter, _, sent, received = measure(loop, certificates, tls, CASES[case])
     modelled = meter.total("sent"), meter.total("received")
     assert sum(modelled) == pytest.approx(sent + received, rel=TOLERANCE)
-    # Each direction by itself, too. The one that only acknowledges a bulk transfer is a few hundred bytes, and how
-    # many window updates it takes depends on the scheduler: it may be off by a thousandth of what it acknowledges.
+    # Each direction by itself, too. The one that only acknowledges is a few hundred bytes, and its number of pings and
+    # window updates depends on the scheduler: it may be off by three pings, or a thousandth of what it acknowledges.
     for way, counted, other in ((modelled[0], sent, received), (modelled[1], received, sent)):
-        assert way == pytest.approx(counted, abs=max(TOLERANCE * counted, 0.001 * other))
+        assert way == pytest.approx(counted, abs=max(TOLERANCE * counted, 120, 0.001 * other))
 
 
 @pytest.mark.slow
