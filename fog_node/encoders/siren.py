@@ -27,7 +27,7 @@ _ROBUST = 99.5  # percentile of the residual that an object network's range cove
 
 
 @dataclass(frozen=True)
-class _Source:
+class LayerSource:
     """A layer to be coded: values (h, w, 3) in [-1, 1] for its region."""
 
     image: int
@@ -65,17 +65,18 @@ class SirenEncoder(ImageEncoder):
 
     def encode(self, images: Sequence[SourceImage]) -> list[EncodedImage]:
         """See ImageEncoder.encode."""
-        frames = [self._background(index, image) for index, image in enumerate(images)]
-        backgrounds = self._fit(frames, LayerKind.BACKGROUND)
+        frames = [self.frame_source(index, image) for index, image in enumerate(images)]
+        backgrounds = self.fit(frames, LayerKind.BACKGROUND)
         decoded = self._decode(backgrounds, frames)
-        objects = [o for i, background in enumerate(decoded) for o in self._objects(i, images[i], background)]
-        residuals = self._fit(objects, LayerKind.OBJECT)
+        objects = [o for i, background in enumerate(decoded) for o in self.object_sources(i, images[i], background)]
+        residuals = self.fit(objects, LayerKind.OBJECT)
         layers = [[self._layer(LayerKind.BACKGROUND, f, b)] for f, b in zip(frames, backgrounds, strict=True)]
         for source, networks in zip(objects, residuals, strict=True):
             layers[source.image].append(self._layer(LayerKind.OBJECT, source, networks))
         return [EncodedImage(tuple(of_image)) for of_image in layers]
 
-    def _fit(self, sources: Sequence[_Source], kind: LayerKind) -> list[Networks]:
+    def fit(self, sources: Sequence[LayerSource], kind: LayerKind) -> list[Networks]:
+        """Fit the networks of layers of one kind."""
         params, background = self._params, kind is LayerKind.BACKGROUND
         signals = [signal for source in sources for signal in source.signals]
         steps = params.steps if background else params.object_steps
@@ -87,7 +88,8 @@ class SirenEncoder(ImageEncoder):
         rest = iter(fitted)
         return [source.networks(list(islice(rest, source.grid.networks))) for source in sources]
 
-    def _background(self, index: int, image: SourceImage) -> _Source:
+    def frame_source(self, index: int, image: SourceImage) -> LayerSource:
+        """What the image's background networks have to learn."""
         params, (height, width) = self._params, image.pixels.shape[:2]
         if params.depth and params.width and params.columns and params.rows:
             shape = Shape(params.depth, params.width)
@@ -97,9 +99,9 @@ class SirenEncoder(ImageEncoder):
         else:
             shape, grid = background_networks(image.pixels, params.target_db)
         target = image.pixels.astype(np.float32) / np.float32(127.5) - 1
-        return _Source(index, (0, 0, width, height), 1.0, shape, grid, target)
+        return LayerSource(index, (0, 0, width, height), 1.0, shape, grid, target)
 
-    def _objects(self, index: int, image: SourceImage, background: NDArray[np.float32]) -> Iterator[_Source]:
+    def object_sources(self, index: int, image: SourceImage, background: NDArray[np.float32]) -> Iterator[LayerSource]:
         """What the image's object networks have to learn: the residual to the decoded background, pixel by pixel once.
 
         Residuals are added up where regions overlap, so the first (largest) region codes those pixels and the others
@@ -113,15 +115,15 @@ class SirenEncoder(ImageEncoder):
             scale = residual_range(view)
             values = np.clip(view / np.float32(scale), -1, 1)
             view[:] = 0
-            yield _Source(index, (x, y, w, h), scale, shape, Grid(1, 1), values)
+            yield LayerSource(index, (x, y, w, h), scale, shape, Grid(1, 1), values)
 
-    def _decode(self, backgrounds: Sequence[Networks], sources: Sequence[_Source]) -> list[NDArray[np.float32]]:
+    def _decode(self, backgrounds: Sequence[Networks], sources: Sequence[LayerSource]) -> list[NDArray[np.float32]]:
         """What a receiver decodes at the coded size: (H, W, 3) in [0, 1]."""
         places = [source.place for source in sources]
         tensors = self._codec.render(backgrounds, [LayerKind.BACKGROUND] * len(sources), places, self._device)
         return [tensor.permute(1, 2, 0).cpu().numpy() for tensor in tensors]
 
-    def _layer(self, kind: LayerKind, source: _Source, networks: Networks) -> Layer:
+    def _layer(self, kind: LayerKind, source: LayerSource, networks: Networks) -> Layer:
         return Layer(kind, self._codec.number, self._codec.version, source.region, source.scale, pack(networks))
 
 

@@ -90,7 +90,7 @@ def test_the_loop_is_closed_over_the_quantised_background(monkeypatch: pytest.Mo
 
     def before_quantisation(self: SirenEncoder, backgrounds: list[Networks], sources: list) -> list[np.ndarray]:
         fine = SirenEncoder(siren_params({**SMALL, **params, "bits": 8}), "cpu")
-        return decode_with(fine._fit(sources, LayerKind.BACKGROUND), sources)
+        return decode_with(fine.fit(sources, LayerKind.BACKGROUND), sources)
 
     def decode_with(networks: list[Networks], sources: list) -> list[np.ndarray]:
         places = [s.place for s in sources]
