@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import os
 import platform
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 CODECS = ("siren", "jpeg2", "avif2")
+NEEDS = ("torch", "safetensors", "rich", "matplotlib", "jinja2")
 MARK = "fogline-run.json"  # tells a folder of ours, which may be replaced, from anybody else's
 CLIP_EDGES, CLIP_FRAMES = 3, 20
 CLIP_STEPS = 150  # of training on the built-in clip, so that the whole takes minutes
@@ -68,9 +70,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Do the job; returns 0 when every image arrived exactly once."""
+    _check(arguments)
     from rich.console import Console
 
-    _check(arguments)
     console = Console()
     out = _fresh_folder(arguments.out)
     source = _source(arguments, out, console)
@@ -84,15 +86,14 @@ def _check(arguments: argparse.Namespace) -> None:
             raise ConfigError(f"--{name.replace('_', '-')} {value} is too small; give {least} or more")
     if not 0 < arguments.train_fraction < 1:
         raise ConfigError(f"--train-fraction {arguments.train_fraction} must lie between 0 and 1")
-    try:
-        import jinja2
-        import matplotlib
-        import torch
-    except ImportError as error:
+    missing = [name for name in NEEDS if importlib.util.find_spec(name) is None]
+    if missing:
         raise ConfigError(
-            f"`fogline up` needs {error.name}; install it with: pip install 'fogline[torch,up]'"
-        ) from error
-    del jinja2, matplotlib, torch
+            f"`fogline up` needs {', '.join(missing)}; install them with: pip install 'fogline[torch,up]'"
+        )
+    from fogline.fog_node.encoders import build_encoder
+
+    build_encoder(arguments.image_codec, codec_params(arguments.codec_param), "cpu")  # refuses a wrong parameter
 
 
 def _fresh_folder(out: Path) -> Path:
@@ -100,7 +101,7 @@ def _fresh_folder(out: Path) -> Path:
     if out.exists():
         if not out.is_dir() or (any(out.iterdir()) and not (out / MARK).is_file()):
             raise ConfigError(f"--out {out}: exists and was not made by `fogline up`; name another folder")
-        for name in ("pki", "config", "state", "logs"):
+        for name in ("pki", "config", "state", "logs", "clip"):
             shutil.rmtree(out / name, ignore_errors=True)
         for name in ("report.json", "report.html"):
             (out / name).unlink(missing_ok=True)
@@ -160,12 +161,9 @@ class _Run:
     def __init__(self, arguments: argparse.Namespace, out: Path, source: Source, console: Console) -> None:
         from fogline.deploy.local.cluster import Settings
         from fogline.deploy.local.plan import make_plan
-        from fogline.fog_node.encoders import build_encoder
         from fogline.report.training import training_size
 
         self.arguments, self.out, self.source, self.console = arguments, out, source, console
-        params = codec_params(arguments.codec_param)
-        build_encoder(arguments.image_codec, params, "cpu")  # refuses a wrong parameter before anything is started
         edges = arguments.edges or (CLIP_EDGES if source.synthetic else max(2, len(source.sequences)))
         self.plan = make_plan(source.sequences, edges, arguments.train_fraction)
         default_steps = CLIP_STEPS if source.synthetic else STEPS
@@ -174,7 +172,7 @@ class _Run:
         self.settings = Settings(
             out=out,
             codec=arguments.image_codec,
-            codec_params=params,
+            codec_params=codec_params(arguments.codec_param),
             width=arguments.width,
             height=training_size(source.sequences, arguments.width)[1],
             fps=arguments.fps,

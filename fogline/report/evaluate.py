@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from fogline.common.images.decode import BatchDecoder
@@ -61,7 +63,7 @@ def evaluate(cluster: Cluster, tracks: Mapping[str, Track], options: Options, te
         scores = [score(image, pixels) for image, pixels in renderings(decoder, received)]
         shown = _exhibits(decoder, received, scores)
         rate = decode_rate(decoder, received)
-    encode = _encode_speed(cluster, stats)
+    encode = _encode_speed(stats, _encoder_device(cluster.supervisor.children["fog"].spec.log))
     with _timed(options, "the same frames through every codec"):
         trials, strips = _trials(plan, received, decoder, cluster, encode.images_per_s, tell)
     comparison: Comparison | None = None
@@ -168,11 +170,24 @@ def _trials(
     return trials, exhibits.codec_strips(frames[:_STRIPS], originals, trials)
 
 
-def _encode_speed(cluster: Cluster, stats: Sequence[ImageStats]) -> Speed:
+def _encode_speed(stats: Sequence[ImageStats], device: str) -> Speed:
     """From what the fog node noted for each image: its share of its batch's wall time."""
     seconds = sum(image.encode_s for image in stats if image.encode_s is not None)
     images = sum(image.encode_s is not None for image in stats)
-    return Speed(images / seconds if seconds else 0.0, "cpu")
+    return Speed(images / seconds if seconds else 0.0, device)
+
+
+def _encoder_device(log: Path) -> str:
+    """The device that the fog node's encoder said it runs on, the last time it was started."""
+    device = "unknown"
+    with log.open(encoding="utf-8", errors="replace") as lines:
+        for line in lines:
+            if '"codec"' in line and '"device"' in line:
+                try:
+                    device = str(json.loads(line)["device"])
+                except (ValueError, KeyError, TypeError):
+                    continue
+    return device
 
 
 def _flows(cluster: Cluster) -> list[traffic.Flow]:

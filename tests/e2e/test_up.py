@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import re
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -91,6 +94,7 @@ def test_figures_add_up(jpeg2: Up, tiny_clip: list[Path]) -> None:
     assert 20 < report["quality"]["full_psnr_db"] < 60
     assert 0 < report["delay_s"]["p50"] <= report["delay_s"]["p95"] < 60
     assert all(seconds > 0 for seconds in report["cpu_seconds"].values())
+    assert report["encode"]["device"] == "cpu"
     assert report["training"]["metric"] == "iou"
     assert 0 <= report["training"]["on_decoded"] <= 1
 
@@ -154,3 +158,17 @@ def test_a_wrong_setting_ends_it_before_anything_starts(
     assert done.code == 2
     assert "colour" in done.text
     assert not (done.out / "logs").exists()
+
+
+def test_ctrl_c_stops_everything_in_order(
+    tiny_clip: list[Path], tmp_path: Path, wait_until: Callable[..., None]
+) -> None:
+    command = [sys.executable, "-m", "fogline", "up", "--data", tiny_clip[0], "--edges", "2", "--image-codec", "jpeg2"]
+    command += ["--fps", "0.1", "--train-edges", "0", "--out", tmp_path / "out"]
+    launcher = subprocess.Popen([str(word) for word in command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    logs = [tmp_path / "out" / "logs" / f"{name}.log" for name in ("cloud", "fog", "edge-01", "edge-02")]
+    wait_until(lambda: all(log.exists() and "ready {" in log.read_text() for log in logs), 60, "the cluster to be up")
+    launcher.send_signal(signal.SIGINT)
+    launcher.communicate(timeout=30)
+    assert launcher.returncode == 130
+    assert '"msg": "stopping"' in logs[0].read_text()

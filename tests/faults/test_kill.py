@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 
 import pytest
 
+from fogline.common.errors import UnavailableError
+from fogline.deploy.local import job
+from fogline.deploy.local.cluster import Cluster, Settings
 from fogline.deploy.local.plan import Plan
 from tests.faults.conftest import Kill, random_kills, run_with_kills
 
@@ -23,6 +27,20 @@ def test_one_of_each_dies_in_one_job(plan: Plan, tmp_path: Path) -> None:
     cluster = run_with_kills(plan, tmp_path / "out", kills, train_steps=40)
     restarts = {name: child.restarts for name, child in cluster.supervisor.children.items()}
     assert restarts == {"cloud": 1, "fog": 1, "edge-01": 0, "edge-02": 1, "edge-03": 1}
+
+
+def test_a_stall_names_who_is_stuck_and_shows_the_log(plan: Plan, tmp_path: Path) -> None:
+    cluster = Cluster(plan, Settings(out=tmp_path / "out", codec="jpeg2", width=96, height=64))
+    try:
+        cluster.start()
+        fog = cluster.supervisor.children["fog"].popen
+        assert fog is not None
+        fog.send_signal(signal.SIGSTOP)
+        with pytest.raises(UnavailableError, match=r"nothing has moved(?s:.*)fog holds(?s:.*)the end of \S+fog\.log"):
+            job.run(cluster, lambda progress: None, stall_s=3)
+        fog.send_signal(signal.SIGCONT)
+    finally:
+        cluster.stop()
 
 
 @pytest.mark.slow
