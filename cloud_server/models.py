@@ -12,10 +12,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from fogline.cloud_server import database
 from fogline.cloud_server.config import ModelsConfig
 from fogline.cloud_server.safetensors_header import check_safetensors
 from fogline.common.blobs import DIGEST_BYTES, BlobStore
+from fogline.common.database import Database
 from fogline.common.errors import InputError
 
 MAX_QUERY = 64  # names in one heartbeat
@@ -56,15 +56,13 @@ class ModelStore:
     def __init__(self, folder: Path, config: ModelsConfig) -> None:
         self._config = config
         self._blobs = BlobStore(folder / "blobs", config.quota_bytes)
-        self._db = database.connect(folder / "models.sqlite", _SCHEMA, 1, "FULL")
-        self._lock = threading.Lock()  # of the database
+        self._db = Database(folder / "models.sqlite", _SCHEMA, 1)
         self._finishing = threading.Lock()  # no byte is an orphan between its commit and its row
         self._drop_orphans()
 
     def close(self) -> None:
         """Close the database."""
-        with self._lock:
-            self._db.close()
+        self._db.close()
 
     def begin(self, name: str, digest: bytes, size: int) -> Version | int:
         """Return the version that these bytes already are, or the offset to send them from.
@@ -114,7 +112,7 @@ class ModelStore:
             self._blobs.delete(digest)
             raise
         size = self._blobs.size(digest)
-        with self._lock, database.transaction(self._db) as db:
+        with self._db.transaction() as db:
             row = db.execute(
                 f"SELECT {_COLUMNS} FROM versions WHERE name = ? AND digest = ?", (name, digest)
             ).fetchone()
@@ -132,11 +130,8 @@ class ModelStore:
 
     def latest(self, name: str) -> Version | None:
         """Return the newest version of a model, None where there is none."""
-        with self._lock:
-            row = self._db.execute(
-                f"SELECT {_COLUMNS} FROM versions WHERE name = ? ORDER BY version DESC LIMIT 1", (name,)
-            ).fetchone()
-        return Version(*row) if row else None
+        found = self._db.rows(f"SELECT {_COLUMNS} FROM versions WHERE name = ? ORDER BY version DESC LIMIT 1", name)
+        return Version(*found[0]) if found else None
 
     def newer(self, held: Mapping[str, int]) -> list[Version]:
         """Return the newest versions of the named models that are newer than those held (name to version)."""
@@ -147,29 +142,20 @@ class ModelStore:
 
     def open_for_reading(self, digest: bytes) -> tuple[Path, int]:
         """Return path and size of a model's bytes. Raises InputError when no version has them."""
-        with self._lock:
-            row = self._db.execute("SELECT size FROM versions WHERE digest = ? LIMIT 1", (digest,)).fetchone()
-        if row is None:
+        found = self._db.rows("SELECT size FROM versions WHERE digest = ? LIMIT 1", digest)
+        if not found:
             raise InputError(f"no model has the digest {digest.hex()[:64]}; ask for the latest version again")
-        return self._blobs.path(digest), int(row[0])
+        return self._blobs.path(digest), int(found[0][0])
 
     def totals(self) -> tuple[int, int]:
         """Return how many versions are held, and their bytes."""
-        with self._lock:
-            count = self._db.execute("SELECT count(*) FROM versions").fetchone()[0]
+        ((count,),) = self._db.rows("SELECT count(*) FROM versions")
         return int(count), self._blobs.total_bytes
 
     def _find(self, name: str, digest: bytes) -> Version | None:
-        with self._lock:
-            row = self._db.execute(
-                f"SELECT {_COLUMNS} FROM versions WHERE name = ? AND digest = ?", (name, digest)
-            ).fetchone()
-        return Version(*row) if row else None
+        found = self._db.rows(f"SELECT {_COLUMNS} FROM versions WHERE name = ? AND digest = ?", name, digest)
+        return Version(*found[0]) if found else None
 
     def _drop_orphans(self) -> None:
         """Delete bytes that no version names: of versions no longer kept, or from a crash just before the row."""
-        with self._lock:
-            named = {row[0] for row in self._db.execute("SELECT DISTINCT digest FROM versions")}
-            for digest in list(self._blobs.digests()):
-                if digest not in named:
-                    self._blobs.delete(digest)
+        self._blobs.keep({digest for (digest,) in self._db.rows("SELECT DISTINCT digest FROM versions")})

@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import math
 import sqlite3
-import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from fogline.cloud_server import database
 from fogline.common import addresses
+from fogline.common.database import Database
 from fogline.common.errors import CapacityError, ConfigError, IdentityError, InputError
 
 DeviceRole = Literal["edge", "fog"]
@@ -61,15 +60,13 @@ class Registry:
 
     def __init__(self, path: Path, heartbeat_ms: int, max_devices: int) -> None:
         # NORMAL: a heartbeat is not worth an fsync; after a power cut devices join again.
-        self._db = database.connect(path, _SCHEMA, 1, "NORMAL")
+        self._db = Database(path, _SCHEMA, 1, "NORMAL")
         self._silence_us = MISSES * heartbeat_ms * 1000
         self._max_devices = max_devices
-        self._lock = threading.Lock()
 
     def close(self) -> None:
         """Close the database."""
-        with self._lock:
-            self._db.close()
+        self._db.close()
 
     def join(
         self, name: str, role: DeviceRole, version: str, address: str, capabilities: Mapping[str, str], now_us: int
@@ -80,7 +77,7 @@ class Registry:
             _check_address(name, address)
         elif address:
             raise InputError(f"edge {name} gives the address {address!r}; only fog nodes serve, leave it empty")
-        with self._lock, database.transaction(self._db) as db:
+        with self._db.transaction() as db:
             known = db.execute("SELECT role FROM devices WHERE name = ?", (name,)).fetchone()
             if known is None and self._count(db) >= self._max_devices:
                 raise CapacityError(f"the registry holds {self._max_devices} devices; raise max_devices")
@@ -101,26 +98,24 @@ class Registry:
             )
         # NaN and infinity are not JSON, and nobody can draw them.
         finite = {key: value for key, value in gauges.items() if math.isfinite(value)}
-        with self._lock:
-            updated = self._db.execute(
+        with self._db.transaction() as db:
+            updated = db.execute(
                 "UPDATE devices SET gauges = ?, last_seen_us = ? WHERE name = ? AND joined = 1",
                 (json.dumps(finite), now_us, name),
-            )
-        if updated.rowcount == 0:
+            ).rowcount
+        if not updated:
             raise ConfigError(f"{name} is not registered here; it must Join before it sends heartbeats")
 
     def leave(self, name: str, now_us: int) -> None:
         """Note that a device ended on purpose: it is not alive from now on. Unknown ones are fine."""
-        with self._lock:
-            self._db.execute("UPDATE devices SET joined = 0, last_seen_us = ? WHERE name = ?", (now_us, name))
+        with self._db.transaction() as db:
+            db.execute("UPDATE devices SET joined = 0, last_seen_us = ? WHERE name = ?", (now_us, name))
 
     def devices(self, now_us: int) -> list[Device]:
         """Return every device, by name."""
-        with self._lock:
-            rows = self._db.execute(
-                "SELECT name, role, version, address, capabilities, gauges, last_seen_us, joined "
-                "FROM devices ORDER BY name"
-            ).fetchall()
+        rows = self._db.rows(
+            "SELECT name, role, version, address, capabilities, gauges, last_seen_us, joined FROM devices ORDER BY name"
+        )
         return [
             Device(
                 name, role, version, address, json.loads(capabilities), json.loads(gauges), seen,

@@ -11,6 +11,7 @@ from fogline.cloud_server.models import ModelStore
 from fogline.cloud_server.registry import Registry
 from fogline.common import process
 from fogline.common.clock import now_us
+from fogline.common.files import DirectoryLock
 from fogline.common.metrics import CloudMetrics
 from fogline.common.rpc.accounting import LinkMeter
 from fogline.common.rpc.gen import control_pb2_grpc
@@ -23,6 +24,7 @@ async def serve(config: CloudConfig) -> None:
     """Serve until SIGTERM or SIGINT. Raises what the stores and the sockets raise before it is ready."""
     stop = process.aio_stop_event()
     metrics = CloudMetrics()
+    lock = DirectoryLock(config.data_dir, "cloud server")
     registry = Registry(config.data_dir / "fleet.sqlite", config.heartbeat_ms, config.max_devices)
     models = ModelStore(config.data_dir / "models", config.models)
     _connect(metrics, registry, models)
@@ -53,6 +55,7 @@ async def serve(config: CloudConfig) -> None:
         web.close()
         models.close()
         registry.close()
+        lock.close()
 
 
 def _connect(metrics: CloudMetrics, registry: Registry, models: ModelStore) -> None:

@@ -9,21 +9,20 @@ One process writes to a store; others may read it. Every method may be called fr
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import hashlib
 import os
 import secrets
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import suppress
 from pathlib import Path
 
 from fogline.common.errors import CapacityError, ConfigError, FormatError, InternalError, ProtocolError
+from fogline.common.files import FULL, sync_folder
 
 DIGEST_BYTES = 32
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _BLOCK = 1 << 20
 
 Data = bytes | bytearray | memoryview
@@ -45,13 +44,13 @@ class BlobStore:
         try:
             for folder in (self._partials, self._temps):
                 folder.mkdir(parents=True, exist_ok=True)
-            _sync_folder(root)
+            sync_folder(root)
         except OSError as error:
             raise ConfigError(f"store {root} can't be opened: {error.strerror}; check path and owner") from error
         self._clear_temps()
-        self._blob_bytes = sum(self.size(digest) for digest in self.digests())
+        self._blob_bytes = sum(_size(self.path(digest)) for digest in self.digests())
         # What each arriving blob will take in the end, so that two can't be promised the same room.
-        self._reserved = {bytes.fromhex(p.name): p.stat().st_size for p in self._partials.iterdir()}
+        self._reserved = {bytes.fromhex(path.name): _size(path) for path in self._partials.iterdir()}
 
     @property
     def total_bytes(self) -> int:
@@ -118,12 +117,15 @@ class BlobStore:
                 path.unlink()
                 self._blob_bytes -= size
 
+    def keep(self, named: Collection[bytes]) -> None:
+        """Delete every blob that is not among `named`: after a kill, those whose row was never committed."""
+        for digest in list(self.digests()):
+            if digest not in named:
+                self.delete(digest)
+
     def partial_offset(self, digest: bytes) -> int:
         """Return how many leading bytes of an arriving blob are held: where its sender should go on."""
-        try:
-            return self._partial(digest).stat().st_size
-        except FileNotFoundError:
-            return 0
+        return _size(self._partial(digest))
 
     def append(self, digest: bytes, offset: int, data: Data, size: int) -> None:
         """Add bytes to an arriving blob of `size` bytes in all. Raises ProtocolError for a gap, repeat or excess."""
@@ -199,9 +201,9 @@ class BlobStore:
         target = self.path(digest)
         if not target.parent.is_dir():
             target.parent.mkdir(exist_ok=True)
-            _sync_folder(self._root)
+            sync_folder(self._root)
         source.rename(target)
-        _sync_folder(target.parent)
+        sync_folder(target.parent)
         self._blob_bytes += size
 
     def _check_room(self, size: int, digest: bytes) -> None:
@@ -215,7 +217,7 @@ class BlobStore:
             )
 
     def _full_or_bug(self, error: OSError, size: int) -> CapacityError | InternalError:
-        if error.errno in _FULL:
+        if error.errno in FULL:
             return CapacityError(
                 f"store {self._root}: {size} bytes don't fit: the disk refused them ({error.strerror}); make room on it"
             )
@@ -255,9 +257,9 @@ def _write_all(handle: int, data: Data) -> None:
         view = view[os.write(handle, view) :]
 
 
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+def _size(path: Path) -> int:
+    """Bytes of a file; 0 when the writer of a store that we only read has just removed it."""
     try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0

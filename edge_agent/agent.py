@@ -11,6 +11,7 @@ from pathlib import Path
 import fogline
 from fogline.common import pki, process
 from fogline.common.errors import ConfigError, FoglineError, IdentityError
+from fogline.common.files import DirectoryLock
 from fogline.common.metrics import EdgeMetrics
 from fogline.common.rpc.accounting import LinkMeter
 from fogline.common.rpc.peer import Peer
@@ -19,7 +20,6 @@ from fogline.edge_agent.capture import Capture
 from fogline.edge_agent.clock import FogClock
 from fogline.edge_agent.cloud import CloudLink
 from fogline.edge_agent.config import DISCOVER, EdgeConfig
-from fogline.edge_agent.files import DirectoryLock
 from fogline.edge_agent.fog import FogLink
 from fogline.edge_agent.library import Library
 from fogline.edge_agent.model_store import ModelStore
@@ -40,7 +40,7 @@ def serve(config: EdgeConfig, clock: FogClock | None = None) -> int:
     me = identity(config)
     trains = training.wanted(config.train)
     stopped = process.stop_event()
-    lock = DirectoryLock(config.data_dir)
+    lock = DirectoryLock(config.data_dir, "agent")
     try:
         agent = Agent(config, me, clock or FogClock(), trains=trains)
         try:

@@ -16,13 +16,13 @@ import grpc
 from fogline.common import addresses
 from fogline.common.config import TlsConfig
 from fogline.common.errors import ConfigError, FoglineError
+from fogline.common.files import replace_file
 from fogline.common.rpc.accounting import LinkMeter
 from fogline.common.rpc.channel import connect
 from fogline.common.rpc.gen import control_pb2 as pb
 from fogline.common.rpc.gen.control_pb2_grpc import FleetServiceStub, ModelServiceStub
 from fogline.common.rpc.peer import Peer
 from fogline.common.rpc.status import translate
-from fogline.edge_agent.files import replace_file
 from fogline.edge_agent.link import Link
 from fogline.edge_agent.workers import Stop
 

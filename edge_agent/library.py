@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fogline.common.blobs import BlobStore
+from fogline.common.database import Database
 from fogline.common.errors import CapacityError
 from fogline.common.images.record import ImageRecord
-from fogline.edge_agent.database import Database
 
 _log = logging.getLogger(__name__)
 _VERSION = 1
@@ -52,12 +52,14 @@ class Library:
     """Rows, cursor and fog store id in SQLite; records and shared state in a blob store. Thread-safe."""
 
     def __init__(self, root: Path, max_bytes: int) -> None:
-        """Open or create. Raises ConfigError when the files are not a library of this version."""
+        """Open or create. Raises ConfigError, or FormatError when the files are not a library of this version."""
         self.max_bytes = max_bytes
         self._lock = threading.RLock()
         self._db = Database(root / "library.sqlite", _SCHEMA, _VERSION)
         self.blobs = BlobStore(root / "blobs", None)
-        self._reconcile()
+        # Partial downloads stay, to be resumed.
+        held = self._db.rows("SELECT digest FROM records UNION SELECT digest FROM shared")
+        self.blobs.keep({digest for (digest,) in held})
         self.count: int  # records
         self.bytes: int  # of records and shared state
         ((self.count, self.bytes),) = self._db.rows("SELECT COUNT(*), COALESCE(SUM(size), 0) FROM records")
@@ -211,13 +213,6 @@ class Library:
                 db.execute("DELETE FROM shared WHERE digest = ?", (blob,))
                 files.append(blob)
         return files, freed, records
-
-    def _reconcile(self) -> None:
-        """After a kill: clear whole blobs whose row was never committed; partial downloads stay to be resumed."""
-        rows = {digest for (digest,) in self._db.rows("SELECT digest FROM records UNION SELECT digest FROM shared")}
-        for digest in list(self.blobs.digests()):
-            if digest not in rows:
-                self.blobs.delete(digest)
 
 
 def _advance(db: sqlite3.Connection, cursor: int) -> None:

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from fogline.common.blobs import BlobStore
-from fogline.edge_agent.files import replace_file
+from fogline.common.files import replace_file
 
 _log = logging.getLogger(__name__)
 

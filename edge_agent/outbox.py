@@ -14,9 +14,9 @@ from typing import Any, Literal
 
 from fogline.common.blobs import BlobStore
 from fogline.common.boxes import Box
+from fogline.common.database import Database
 from fogline.common.errors import CapacityError, FormatError, InputError
 from fogline.edge_agent.clock import Stamp
-from fogline.edge_agent.database import Database
 
 _log = logging.getLogger(__name__)
 _VERSION = 1
@@ -46,13 +46,13 @@ class Outbox:
     """Rows in SQLite, bytes in a blob store. Thread-safe; `changed` is notified whenever something moves."""
 
     def __init__(self, root: Path, max_bytes: int, policy: Literal["block", "drop-oldest"]) -> None:
-        """Open or create. Raises ConfigError when the files are not an outbox of this version."""
+        """Open or create. Raises ConfigError, or FormatError when the files are not an outbox of this version."""
         self.max_bytes, self.policy = max_bytes, policy
         self.changed = threading.Condition(threading.RLock())
         self._db = Database(root / "outbox.sqlite", _SCHEMA, _VERSION)
         self._blobs = BlobStore(root / "blobs", None)
         self._in_flight: set[bytes] = set()
-        self._reconcile()
+        self._blobs.keep({content_id for (content_id,) in self._db.rows("SELECT content_id FROM items")})
         count, size = self._db.rows("SELECT COUNT(*), COALESCE(SUM(size), 0) FROM items")[0]
         self.count: int = count
         self.bytes: int = size
@@ -179,13 +179,6 @@ class Outbox:
             self.count -= 1
             self.bytes -= found[0][0]
             self.changed.notify_all()
-
-    def _reconcile(self) -> None:
-        """After a kill: clear blobs whose row was never committed."""
-        rows = {content_id for (content_id,) in self._db.rows("SELECT content_id FROM items")}
-        for digest in list(self._blobs.digests()):
-            if digest not in rows:
-                self._blobs.delete(digest)
 
 
 def _count(db: sqlite3.Connection, name: str) -> None:

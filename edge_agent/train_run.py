@@ -8,13 +8,13 @@ import torch
 
 from fogline.common.data import load_sequence
 from fogline.common.errors import FormatError, InputError
+from fogline.common.files import replace_file
 from fogline.common.images.decode import BatchDecoder
 from fogline.common.images.jpeg import decode_jpeg, resize
 from fogline.common.models.checkpoint import load_checkpoint, load_weights, save_checkpoint, save_weights
 from fogline.common.models.detection import Target, to_target
 from fogline.common.models.training import Recipe, Trainer, evaluate
 from fogline.edge_agent.config import EdgeConfig, TrainConfig
-from fogline.edge_agent.files import replace_file
 from fogline.edge_agent.model_store import ModelStore
 from fogline.edge_agent.sources import frames_of, labelled
 from fogline.edge_agent.train_pool import LibraryPool, known

@@ -18,8 +18,8 @@ from pathlib import Path
 import msgspec
 
 from fogline.common.errors import ConfigError, InputError, InternalError
+from fogline.common.files import replace_file
 from fogline.edge_agent.config import EdgeConfig, TrainConfig
-from fogline.edge_agent.files import replace_file
 from fogline.edge_agent.workers import Stop
 
 _log = logging.getLogger(__name__)

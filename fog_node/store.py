@@ -7,8 +7,6 @@ that names it, so a kill between the two leaves an orphan, which the next start 
 from __future__ import annotations
 
 import asyncio
-import fcntl
-import os
 import sqlite3
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -19,8 +17,10 @@ import msgspec
 from fogline.common.blobs import BlobStore
 from fogline.common.boxes import Box
 from fogline.common.clock import now_us
-from fogline.common.errors import CapacityError, ConfigError, InternalError
-from fogline.fog_node.database import Database
+from fogline.common.database import Database
+from fogline.common.errors import CapacityError
+from fogline.common.files import DirectoryLock
+from fogline.fog_node.group_commit import GroupCommit
 from fogline.fog_node.schema import SCHEMA, SCHEMA_VERSION
 
 # Uploads stop here and leave the rest to the records of what is queued: a full node must still be able to publish.
@@ -89,18 +89,13 @@ class Store:
     """The fog node's durable state. Methods are safe from any task of one event loop; all may raise CapacityError."""
 
     def __init__(self, data_dir: Path, capacity_bytes: int | None) -> None:
-        try:
-            data_dir.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ConfigError(f"data_dir {data_dir} can't be made: {error.strerror}; name a folder of ours") from error
-        self._lock = _lock(data_dir)
         self.capacity_bytes = capacity_bytes
-        self._database: Database | None = None
+        self._lock = DirectoryLock(data_dir, "fog node")
         try:
             self.blobs = BlobStore(data_dir / "blobs", capacity_bytes)
-            self._database = Database(data_dir / "fog.db", SCHEMA)
+            self._db = GroupCommit(Database(data_dir / "fog.db", SCHEMA, SCHEMA_VERSION))
         except BaseException:
-            self.close()
+            self._lock.close()
             raise
         self.store_id = b""
         self.head = 0
@@ -108,31 +103,23 @@ class Store:
     async def open(self) -> None:
         """Read the identity and the head, give quarantined images another chance, and sweep orphaned blobs."""
 
-        def job(db: sqlite3.Connection) -> tuple[bytes, int, int, set[bytes]]:
+        def job(db: sqlite3.Connection) -> tuple[bytes, int, set[bytes]]:
             db.execute("INSERT OR IGNORE INTO meta VALUES ('store_id', randomblob(16))")
-            db.execute("INSERT OR IGNORE INTO meta VALUES ('schema', ?)", (SCHEMA_VERSION,))
             # A new start often brings another encoder or a mended one; what is truly bad is set aside again.
             db.execute("UPDATE images SET state = 'received', reason = '' WHERE state = 'bad'")
-            meta = dict(db.execute("SELECT key, value FROM meta"))
+            (store_id,) = db.execute("SELECT value FROM meta WHERE key = 'store_id'").fetchone()
             (head,) = db.execute("SELECT coalesce(max(cursor), 0) FROM published").fetchone()
             named = {row[0] for row in db.execute("SELECT content_id FROM images WHERE source_held")}
             named |= {row[0] for row in db.execute("SELECT digest FROM published UNION SELECT digest FROM shared")}
-            return meta["store_id"], meta["schema"], head, named
+            return store_id, head, named
 
-        self.store_id, schema, self.head, named = await self._db.run(job)
-        if schema != SCHEMA_VERSION:
-            raise ConfigError(
-                f"the store has schema {schema}, this fog node writes {SCHEMA_VERSION}; use a new data_dir"
-            )
-        await asyncio.to_thread(self._sweep, named)
+        self.store_id, self.head, named = await self._db.run(job)
+        await asyncio.to_thread(self.blobs.keep, named)
 
     def close(self) -> None:
         """Close the database and release the folder. Idempotent."""
-        if self._database is not None:
-            self._database.close()
-        if self._lock >= 0:
-            os.close(self._lock)
-            self._lock = -1
+        self._db.close()
+        self._lock.close()
 
     # --- ingest
 
@@ -330,33 +317,12 @@ class Store:
 
     # --- inside
 
-    @property
-    def _db(self) -> Database:
-        if self._database is None:
-            raise InternalError("the store is closed")
-        return self._database
-
-    def _sweep(self, named: set[bytes]) -> None:
-        self._delete([digest for digest in self.blobs.digests() if digest not in named])
-
     def _delete(self, digests: Iterable[bytes]) -> None:
         for digest in digests:
             self.blobs.delete(digest)
 
 
 _MAX_INTEGER = 2**63 - 1  # SQLite's; a cursor from the wire is unsigned
-
-
-def _lock(data_dir: Path) -> int:
-    handle = os.open(data_dir / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        os.close(handle)
-        raise ConfigError(
-            f"data_dir {data_dir}: another fog node works there; stop it or name another folder"
-        ) from error
-    return handle
 
 
 def _boxes(raw: bytes) -> tuple[Box, ...]:

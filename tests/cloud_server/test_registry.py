@@ -91,7 +91,7 @@ def test_a_database_that_is_none_or_newer(tmp_path: Path) -> None:
         Registry(path, BEAT_MS, 4)
     path.unlink()
     registry = Registry(path, BEAT_MS, 4)
-    registry._db.execute("PRAGMA user_version=99")
+    registry._db.rows("PRAGMA user_version=99")
     registry.close()
     with pytest.raises(FormatError, match="schema 99"):
         Registry(path, BEAT_MS, 4)

@@ -9,6 +9,7 @@ import random
 import signal
 import sqlite3
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,9 +20,8 @@ from hypothesis import strategies as st
 
 from fogline.common.blobs import BlobStore
 from fogline.common.boxes import Box
-from fogline.common.errors import CapacityError, ConfigError, FormatError, InputError
+from fogline.common.errors import CapacityError, FormatError, InputError
 from fogline.edge_agent.clock import Stamp
-from fogline.edge_agent.database import Database
 from fogline.edge_agent.outbox import Outbox
 
 BOXES = (Box(1, 2, 3, 4, "cat"), Box(0.5, 0, 10, 10))
@@ -130,19 +130,22 @@ def test_a_full_disk_blocks_or_drops_as_a_full_outbox_does(tmp_path: Path, monke
         outbox.close()
 
 
-def test_a_database_that_can_not_grow_is_a_capacity_error_and_changes_nothing(tmp_path: Path) -> None:
-    database = Database(tmp_path / "x.sqlite", "CREATE TABLE IF NOT EXISTS t (data BLOB)", 1)
-    database.rows("PRAGMA max_page_count=20")
-
-    def insert(*sizes: int) -> None:
-        with database.transaction() as db:
-            db.executemany("INSERT INTO t VALUES (?)", [(bytes(size),) for size in sizes])
-
-    with pytest.raises(CapacityError, match="full"):
-        insert(10, 1 << 20)
-    assert database.rows("SELECT COUNT(*) FROM t") == [(0,)]
-    insert(10)
-    database.close()
+def test_on_a_full_disk_what_is_uploaded_still_leaves(small_disk: Path) -> None:
+    outbox = Outbox(small_disk, 1 << 30, "block")
+    ids = [add(outbox, seed, random.Random(seed).randbytes(6000)) for seed in range(40)]
+    with (small_disk / "ballast").open("wb", buffering=0) as ballast, suppress(OSError):
+        while ballast.write(bytes(1024)):
+            pass
+    with pytest.raises(CapacityError):
+        add(outbox, 99)
+    left = set(ids)
+    for _ in range(3):  # a stream that fails is begun again, and its images are offered again
+        for content_id in sorted(left):
+            with suppress(CapacityError):
+                outbox.stored(content_id)
+                left.remove(content_id)
+    assert (left, outbox.count) == (set(), 0)
+    outbox.close()
 
 
 def test_a_rejected_image_moves_aside_with_its_reason(tmp_path: Path) -> None:
@@ -154,16 +157,16 @@ def test_a_rejected_image_moves_aside_with_its_reason(tmp_path: Path) -> None:
     outbox.close()
 
 
-def test_a_file_that_is_no_outbox_is_a_config_error(tmp_path: Path) -> None:
+def test_a_file_that_is_no_outbox_is_a_format_error(tmp_path: Path) -> None:
     (tmp_path / "outbox.sqlite").write_bytes(b"not a database at all, but long enough to be looked at" * 20)
-    with pytest.raises(ConfigError, match=r"outbox\.sqlite"):
+    with pytest.raises(FormatError, match=r"outbox\.sqlite"):
         Outbox(tmp_path, 1 << 20, "block")
     newer = tmp_path / "newer"
     newer.mkdir()
     with sqlite3.connect(newer / "outbox.sqlite") as db:
         db.execute("PRAGMA user_version=99")
     db.close()
-    with pytest.raises(ConfigError, match="format 99"):
+    with pytest.raises(FormatError, match="schema 99"):
         Outbox(newer, 1 << 20, "block")
 
 

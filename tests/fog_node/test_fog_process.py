@@ -5,13 +5,11 @@ from __future__ import annotations
 import io
 import json
 import random
-import shutil
 import subprocess
 import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -499,17 +497,6 @@ def test_an_image_that_can_not_be_encoded_is_set_aside_with_its_reason(start_fog
     assert isinstance(outcome, Drop)
     assert "set aside" in outcome.detail
     until(lambda: fog.health()[1]["images"] == {"bad": 1, "published": 3})
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(folder)]
-    if not shutil.which("mount") or subprocess.run(mount, capture_output=True, check=False).returncode:
-        pytest.skip("a disk of its own size can't be mounted here")
-    yield folder
-    subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
 def test_a_full_disk_loses_nothing(start_fog: Any, device: Any, small_disk: Path) -> None:

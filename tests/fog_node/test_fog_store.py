@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 
 from fogline.common.boxes import Box
+from fogline.common.database import Database
 from fogline.common.errors import CapacityError, ConfigError, FormatError, ProtocolError
 from fogline.common.rpc.gen import images_pb2 as pb
-from fogline.fog_node.database import Database
 from fogline.fog_node.fetch import Fetch
+from fogline.fog_node.group_commit import GroupCommit
 from fogline.fog_node.stats import read_images, read_shared
 from fogline.fog_node.store import EncodedRecord, NewImage, Store
 
@@ -100,7 +101,7 @@ async def test_one_node_for_each_folder(tmp_path: Path, store: Store) -> None:
 def test_a_folder_that_holds_something_else_is_refused(tmp_path: Path) -> None:
     (tmp_path / "fog.db").write_bytes(b"this is not a database, but it is long enough to be looked at" * 20)
     for _ in range(2):
-        with pytest.raises(ConfigError, match="data_dir"):
+        with pytest.raises(FormatError, match="damaged"):
             Store(tmp_path, None)
     with pytest.raises(ConfigError, match="data_dir"):
         Store(tmp_path / "fog.db", None)
@@ -171,7 +172,7 @@ async def test_room_is_made_of_published_sources_only(tmp_path: Path) -> None:
 
 
 async def test_one_failing_job_does_not_undo_the_others(tmp_path: Path) -> None:
-    database = Database(tmp_path / "db", "CREATE TABLE t (n INTEGER PRIMARY KEY)")
+    database = GroupCommit(Database(tmp_path / "db", "CREATE TABLE t (n INTEGER PRIMARY KEY)", 1))
 
     def insert(number: int) -> object:
         return database.run(lambda db: db.execute("INSERT INTO t VALUES (?)", (number,)).rowcount)
@@ -184,7 +185,7 @@ async def test_one_failing_job_does_not_undo_the_others(tmp_path: Path) -> None:
 
 
 async def test_a_full_database_is_a_lack_of_room(tmp_path: Path) -> None:
-    database = Database(tmp_path / "db", "CREATE TABLE t (b BLOB)")
+    database = GroupCommit(Database(tmp_path / "db", "CREATE TABLE t (b BLOB)", 1))
     await database.run(lambda db: db.execute("PRAGMA max_page_count = 20"))
 
     def insert(size: int) -> object:
