@@ -111,8 +111,8 @@ class Bench:
         for _ in range(self._steps):
             fit.step()
         layers = [(weights[None], biases[None, None]) for weights, biases in fit.folded()]
-        values = evaluate(layers, torch.from_numpy(signal.positions[None]).to(self._device))
-        return values[0].cpu().numpy().reshape(source.values.shape)
+        xs, ys = (torch.from_numpy(axis[None]).to(self._device) for axis in (signal.xs, signal.ys))
+        return evaluate(layers, xs, ys)[0].permute(1, 2, 0).cpu().numpy()
 
     def _values(self, networks: Networks, source: LayerSource, kind: LayerKind) -> NDArray[np.float32]:
         place = Placement(0, 0, *source.region[2:], (0.0, 0.0, 1.0, 1.0))

@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from fogline.common.images.codec import LayerCodec, Placement, register
 from fogline.common.images.record import Layer, LayerKind
@@ -48,10 +49,10 @@ class SirenCodec(LayerCodec):
             weights = np.stack([prepared[i].weights[tile.network] for i, tile in members])
             steps = np.stack([prepared[i].steps[tile.network] for i, tile in members])
             layers = dequantise(shape, torch.from_numpy(weights).to(device), torch.from_numpy(STEPS[steps]).to(device))
-            width, height = max(len(t.xs) for _, t in members), max(len(t.ys) for _, t in members)
-            values = evaluate(layers, _positions([t for _, t in members], width, height, device))
-            images = values.view(-1, height, width, 3).permute(0, 3, 1, 2)
-            for (i, tile), image in zip(members, images, strict=True):
+            values = evaluate(
+                layers, _stack([t.xs for _, t in members], device), _stack([t.ys for _, t in members], device)
+            )
+            for (i, tile), image in zip(members, values, strict=True):
                 w, h = len(tile.xs), len(tile.ys)
                 out[i][:, tile.y : tile.y + h, tile.x : tile.x + w] = image[:, :h, :w]
         for image, kind in zip(out, kinds, strict=True):
@@ -74,22 +75,32 @@ def dequantise(shape: Shape, weights: torch.Tensor, steps: torch.Tensor) -> Weig
     return layers
 
 
-def evaluate(layers: Weights, positions: torch.Tensor) -> torch.Tensor:
-    """Values (N, P, 3) of N networks at positions (N, P, 2), in pieces that fit a cache."""
-    count, pixels = positions.shape[:2]
-    budget = _CPU_ELEMENTS if positions.device.type == "cpu" else _GPU_ELEMENTS
-    width = layers[0][0].shape[2]
-    stride = max(1, min(pixels, budget // width))
-    networks = max(1, budget // (width * stride))
-    out = positions.new_empty(count, pixels, 3)
-    for first in range(0, count, networks):
-        some = slice(first, first + networks)
-        for start in range(0, pixels, stride):
-            values = positions[some, start : start + stride]
-            for weights, biases in layers[:-1]:
-                values = _sine_(torch.baddbmm(biases[some], values, weights[some]))
-            weights, biases = layers[-1]
-            out[some, start : start + stride] = torch.baddbmm(biases[some], values, weights[some])
+def evaluate(layers: Weights, xs: torch.Tensor, ys: torch.Tensor) -> torch.Tensor:
+    """Values (N, 3, h, w) of N networks on their own grids of columns (N, w) and rows (N, h).
+
+    In pieces that fit a cache, units before pixels: a product with three rows is far cheaper than one with three
+    columns. On a grid the first layer needs sines of columns and rows only, not of pixels:
+    sin(x + y) = sin y cos x + cos y sin x.
+    """
+    first, *rest = ((weights.transpose(1, 2), biases.transpose(1, 2)) for weights, biases in layers)
+    x, y = first[0][:, :, :1] * xs[:, None, :], first[0][:, :, 1:] * ys[:, None, :] + first[1]
+    sin_x, cos_x, sin_y, cos_y = x.sin(), x.cos(), y.sin(), y.cos()
+    (count, width, h), w = y.shape, x.shape[2]
+    budget = _CPU_ELEMENTS if xs.device.type == "cpu" else _GPU_ELEMENTS
+    stride = max(1, min(h, budget // (w * width)))
+    networks = max(1, budget // (w * width * stride))
+    out = xs.new_empty(count, 3, h, w)
+    for start in range(0, count, networks):
+        some = slice(start, start + networks)
+        for top in range(0, h, stride):
+            rows = slice(top, top + stride)
+            grid = sin_y[some, :, rows, None] * cos_x[some, :, None]
+            grid.addcmul_(cos_y[some, :, rows, None], sin_x[some, :, None])
+            values = grid.view(-1, width, grid.shape[2] * w)
+            for weights, biases in rest[:-1]:
+                values = _sine_(torch.baddbmm(biases[some], weights[some], values))
+            weights, biases = rest[-1]
+            out[some, :, rows] = torch.baddbmm(biases[some], weights[some], values).view(-1, 3, grid.shape[2], w)
     return out
 
 
@@ -114,12 +125,9 @@ def _groups(
         yield shape, members
 
 
-def _positions(members: Sequence[Tile], width: int, height: int, device: torch.device) -> torch.Tensor:
-    """Positions (N, height * width, 2); zero to the right of and below a smaller tile."""
-    xs, ys = np.zeros((len(members), width), np.float32), np.zeros((len(members), height), np.float32)
-    for row, tile in enumerate(members):
-        xs[row, : len(tile.xs)], ys[row, : len(tile.ys)] = tile.xs, tile.ys
-    size = (len(members), height, width)
-    x = torch.from_numpy(xs).to(device)[:, None, :].expand(size)
-    y = torch.from_numpy(ys).to(device)[:, :, None].expand(size)
-    return torch.stack([x, y], dim=-1).view(len(members), height * width, 2)
+def _stack(rows: Sequence[NDArray[np.float32]], device: torch.device) -> torch.Tensor:
+    """Rows of different lengths as one tensor, zero after the end of a shorter one."""
+    out = np.zeros((len(rows), max(len(row) for row in rows)), np.float32)
+    for into, row in zip(out, rows, strict=True):
+        into[: len(row)] = row
+    return torch.from_numpy(out).to(device)
