@@ -39,7 +39,7 @@ class View:
         elapsed = time.monotonic() - self._started
         if self._live is not None:
             self._live.update(_table(progress, elapsed))
-        elif elapsed - self._last >= _PLAIN_EVERY_S:
+        elif elapsed - self._last >= max(_PLAIN_EVERY_S, elapsed / 20):  # long jobs fill no screens
             self._last = elapsed
             self._console.print(_line(progress, elapsed), highlight=False, soft_wrap=True)
 
@@ -59,6 +59,11 @@ def human_bytes(count: float) -> str:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.3g} {unit}"
         count /= 1000
     return f"{count:.3g} GB"
+
+
+def human_seconds(value: float) -> str:
+    """Seconds for people: two significant digits, whole ones from ten up."""
+    return f"{value:.0f} s" if value >= 9.95 else f"{value:.2g} s"
 
 
 def _of(done: int, total: int) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from fogline.deploy.local.view import human_seconds
 from fogline.report.traffic import Model, Traffic
 
 _INK, _MUTED, _GRID = "#1d2733", "#5d6b7a", "#e3e8ee"
@@ -150,7 +151,7 @@ def delay_chart(delays_s: Sequence[float], p50: float, p95: float) -> str:
     axes.plot(ordered, share, color=COLOURS["uplink"], linewidth=1.8, drawstyle="steps-post")
     for value, name in ((p50, "p50"), (p95, "p95")):
         axes.axvline(value, color=COLOURS["control"], linestyle="--", linewidth=1.2)
-        axes.annotate(f"{name} {value:.2g} s", (value, 0.04), (4, 0), textcoords="offset points", color=_MUTED)
+        axes.annotate(f"{name} {human_seconds(value)}", (value, 0.04), (4, 0), textcoords="offset points", color=_MUTED)
     axes.set_xlabel("seconds from capture to usable at a receiver")
     axes.set_ylabel("share of deliveries")
     axes.set_ylim(0, 1.02)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fogline.deploy.local.view import human_bytes
+from fogline.deploy.local.view import human_bytes, human_seconds
 from fogline.report.findings import Comparison, Findings
 
 ADDITIVE = (
@@ -104,8 +104,8 @@ def gain(found: Findings) -> str:
 def delay(found: Findings) -> str:
     """Under the delay chart."""
     return (
-        f"From capture to decodable at a receiver: half within {found.delay.p50:.2g} s, 95 % within "
-        f"{found.delay.p95:.2g} s. All cameras start at once, so images queue for the encoder."
+        f"From capture to decodable at a receiver: half within {human_seconds(found.delay.p50)}, 95 % within "
+        f"{human_seconds(found.delay.p95)}. All cameras start at once, so images queue for the encoder."
     )
 
 

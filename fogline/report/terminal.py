@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.console import Console
 from rich.table import Table
 
-from fogline.deploy.local.view import human_bytes
+from fogline.deploy.local.view import human_bytes, human_seconds
 from fogline.report import prose
 from fogline.report.document import summary_of
 from fogline.report.findings import Findings
@@ -23,7 +23,7 @@ def show(console: Console, found: Findings) -> None:
     complete = "complete" if not found.lost and not found.duplicated else "[bold red]NOT COMPLETE[/]"
     console.print(
         f"{complete}: {found.images} images, {found.lost} lost, {found.duplicated} duplicated; usable at a receiver "
-        f"after {found.delay.p50:.2g} s (median), {found.delay.p95:.2g} s (95 %)",
+        f"after {human_seconds(found.delay.p50)} (median), {human_seconds(found.delay.p95)} (95 %)",
         highlight=False,
     )
 
