@@ -387,7 +387,7 @@ class SubscribeResponse(_message.Message):
     PUBLISHED_FIELD_NUMBER: _builtins.int
     HEAD_FIELD_NUMBER: _builtins.int
     head: _builtins.int
-    """the newest cursor of the store, filtered out or not"""
+    """everything up to here that concerns the device was announced"""
     @_builtins.property
     def published(self) -> _containers.RepeatedCompositeFieldContainer[Global___Published]:
         """rising cursors; many to a message when catching up"""
