@@ -147,7 +147,7 @@ class Cluster:
         samples = scrape(child.ready.metrics_port)
         if samples is not None:
             self.counters[name].update(child.popen.pid, samples)
-            child.cpu_live_s = self.counters[name].gauge("fogline_cpu_seconds_total") or child.cpu_live_s
+            child.cpu_live_s = self.counters[name].last("fogline_cpu_seconds_total") or child.cpu_live_s
 
     def stop(self) -> None:
         """Stop everything in order."""

@@ -90,22 +90,22 @@ def progress_of(cluster: Cluster) -> Progress:
     edges = []
     for number, edge in enumerate(cluster.plan.edges):
         counted = cluster.counters[edge.name]
-        step = _whole(counted.gauge("fogline_train_step"))
-        waiting = counted.gauge("fogline_outbox_images")
+        step = _whole(counted.last("fogline_train_step"))
+        waiting = counted.last("fogline_outbox_images")
         edges.append(
             EdgeProgress(
                 name=edge.name,
                 running=children[edge.name].ready is not None,
                 to_capture=len(edge.content_ids),
-                captured=min(len(edge.content_ids), round(counted.total("fogline_captured_images_total"))),
-                capture_done=counted.gauge("fogline_capture_done") == 1 and waiting is not None,
+                captured=min(len(edge.content_ids), _whole(counted.last("fogline_captured_images_total"))),
+                capture_done=counted.last("fogline_capture_done") == 1 and waiting is not None,
                 waiting=_whole(waiting),
                 to_hold=len(cluster.plan.expected(edge.name)),
-                held=_whole(counted.gauge("fogline_library_records")),
+                held=_whole(counted.last("fogline_library_records")),
                 to_train=cluster.settings.train_steps if number < cluster.trainers else 0,
                 step=step,
-                loss=counted.gauge("fogline_train_loss") if step else None,
-                iou=counted.gauge("fogline_train_iou") if step else None,
+                loss=counted.last("fogline_train_loss") if step else None,
+                iou=counted.last("fogline_train_iou") if step else None,
                 sent=_link(cluster, edge.name, "sent"),
                 received=_link(cluster, edge.name, "received"),
             )
@@ -114,8 +114,8 @@ def progress_of(cluster: Cluster) -> Progress:
         FogProgress(
             running=children["fog"].ready is not None,
             images=images,
-            stored=_whole(fog.gauge("fogline_stored_images")),
-            published=_whole(fog.gauge("fogline_published_head")),
+            stored=_whole(fog.last("fogline_stored_images")),
+            published=_whole(fog.last("fogline_published_head")),
         ),
         tuple(edges),
     )

@@ -29,7 +29,8 @@ def scrape(port: int, timeout_s: float = 2.0) -> dict[Sample, float] | None:
 class Counters:
     """The samples of one process, with counters continued over its restarts.
 
-    What a process counted between its last scrape and a kill is lost; scrapes are a second or so apart.
+    What a process counted between its last scrape and a kill is lost; scrapes are a second or so apart. A counter that
+    the process itself continues, such as an edge agent's images, is read by `last`.
     """
 
     def __init__(self) -> None:
@@ -46,8 +47,8 @@ class Counters:
             self._live, self._pid = {}, pid
         self._live = dict(samples)
 
-    def gauge(self, name: str, **labels: str) -> float | None:
-        """The last value of one sample, or None when it was never seen."""
+    def last(self, name: str, **labels: str) -> float | None:
+        """The last value of one sample, or None when this incarnation has not told it."""
         return self._live.get((name, tuple(sorted(labels.items()))))
 
     def total(self, name: str, **labels: str) -> float:

@@ -231,7 +231,7 @@ def _devices(cluster: Cluster, checks: Mapping[str, Any]) -> list[Device]:
         uploaded = None
         if edge is not None:
             outcomes = ("stored", "duplicate")
-            uploaded = round(sum(counters.total("fogline_uploaded_images_total", outcome=o) for o in outcomes))
+            uploaded = round(sum(counters.last("fogline_uploaded_images_total", outcome=o) or 0.0 for o in outcomes))
         devices.append(
             Device(
                 name=name,

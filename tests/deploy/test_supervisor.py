@@ -132,5 +132,5 @@ def test_counters_go_on_over_restarts_and_gauges_do_not() -> None:
     assert counters.total("fogline_link_bytes_total", direction="sent") == 160
     assert counters.total("fogline_link_bytes_total", direction="received") == 0
     assert counters.labelled("fogline_link_bytes_total") == {up[1]: 160}
-    assert counters.gauge("fogline_library_records") == 6
-    assert counters.gauge("fogline_cursor") is None
+    assert counters.last("fogline_library_records") == 6
+    assert counters.last("fogline_cursor") is None

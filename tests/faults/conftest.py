@@ -100,6 +100,9 @@ def assert_as_undisturbed(cluster: Cluster) -> None:
     for edge in plan.edges:
         found = check(read_holdings(edge.name, cluster.data_dir(edge.name) / "library"), plan.expected(edge.name))
         assert (found.held, found.lost, found.duplicated, found.unexpected) == (found.expected, 0, 0, 0)
+        counters = cluster.counters[edge.name]
+        left = [counters.last("fogline_uploaded_images_total", outcome=o) or 0 for o in ("stored", "duplicate")]
+        assert (sum(left), counters.last("fogline_captured_images_total")) == (len(edge.images), len(edge.images))
     images = read_images(cluster.data_dir("fog"))
     assert {image.content_id for image in images} == plan.images.keys()
     assert [image.state for image in images] == ["published"] * len(images)
