@@ -46,7 +46,7 @@ def check_boxes(boxes: Iterable[Box], width: int, height: int, *, where: str) ->
         if box.w <= 0 or box.h <= 0:
             raise InputError(f"{where}: box {index} {box} has no area; width and height must be above 0")
         if len(box.label.encode()) > MAX_LABEL_BYTES:
-            raise InputError(f"{where}: box {index}: label {box.label[:40]!r}… exceeds {MAX_LABEL_BYTES} bytes; shorten it")
+            raise InputError(f"{where}: box {index}: label {box.label[:40]!r}… exceeds {MAX_LABEL_BYTES} bytes")
         if box.x < -1 or box.y < -1 or box.x + box.w > width + 1 or box.y + box.h > height + 1:
             raise InputError(f"{where}: box {index} {box} lies outside the {width}x{height} frame; fix or clip it")
         x0, y0 = max(0.0, box.x), max(0.0, box.y)

@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable, Iterable, Mapping
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
+from socketserver import ThreadingTCPServer
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, disable_created_metrics, generate_latest
 from prometheus_client.core import CounterMetricFamily, Metric
@@ -118,18 +119,17 @@ class MetricsServer:
 
     def __init__(self, registry: CollectorRegistry, config: MetricsConfig, health: Health) -> None:
         self.port = -1
-        self._http: ThreadingHTTPServer | None = None
+        self._http: _Server | None = None
         if config.port < 0:
             return
         handler = type("Handler", (_Handler,), {"registry": registry, "health": staticmethod(health)})
         try:
-            self._http = ThreadingHTTPServer((config.host, config.port), handler)
+            self._http = _Server((config.host, config.port), handler)
         except OSError as error:
             raise ConfigError(
                 f"metrics address {config.host}:{config.port} can't be used: {error.strerror or error}; choose another "
                 "metrics.port, 0 for any free one or -1 for none"
             ) from error
-        self._http.daemon_threads = True
         self.port = self._http.server_address[1]
         self._thread = threading.Thread(target=self._http.serve_forever, name="metrics", daemon=True)
         self._thread.start()
@@ -141,6 +141,13 @@ class MetricsServer:
             self._http.server_close()
             self._thread.join()
             self._http = None
+
+
+class _Server(ThreadingTCPServer):
+    """Not http.server's own, which looks up the host's name and waits for a DNS server that a board may not have."""
+
+    allow_reuse_address = True
+    daemon_threads = True
 
 
 class _Handler(BaseHTTPRequestHandler):

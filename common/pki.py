@@ -113,9 +113,7 @@ class Authority:
         `hosts` are the DNS names and IP addresses that a server is dialled at. Raises ConfigError.
         """
         if not re.fullmatch(NAME_PATTERN, name):
-            raise ConfigError(
-                f"device name {name!r} is not allowed; use 1 to 63 of a-z 0-9 . _ -, the ends a-z or 0-9"
-            )
+            raise ConfigError(f"device name {name!r} is not allowed; use 1 to 63 of a-z 0-9 . _ -, the ends a-z or 0-9")
         if role not in ROLES:
             raise ConfigError(f"role {role!r} is unknown; use one of {', '.join(ROLES)}")
         now = datetime.now(timezone.utc)
@@ -195,6 +193,19 @@ def identity(cert_pem: bytes, origin: str | Path = "certificate") -> Identity:
     return found
 
 
+def own_identity(cert: Path, role: Role) -> Identity:
+    """Return who the certificate in a file speaks for. Raises ConfigError, or IdentityError for another role."""
+    try:
+        found = identity(cert.read_bytes(), cert)
+    except OSError as error:
+        raise ConfigError(
+            f"tls.cert {cert} can't be read: {error.strerror}; make it with `fogline ca enrol`"
+        ) from error
+    if found.role != role:
+        raise IdentityError(f"{cert} is a certificate of the {found.role} {found.name}; enrol with --role {role}")
+    return found
+
+
 def check(
     cert_pem: bytes,
     authority_pem: bytes,
@@ -223,7 +234,10 @@ def check(
         ("the authority", issuer.not_valid_before_utc, issuer.not_valid_after_utc),
     ):
         if moment >= end:
-            raise IdentityError(f"{what} expired on {end:%Y-%m-%d %H:%M} UTC; enrol again with `fogline ca enrol`")
+            raise IdentityError(
+                f"{what} expired on {end:%Y-%m-%d %H:%M} UTC, and this host's clock says {moment:%Y-%m-%d %H:%M}; set"
+                " the clock if that is wrong, else enrol again with `fogline ca enrol`"
+            )
         if moment < start:
             raise IdentityError(
                 f"{what} is valid only from {start:%Y-%m-%d %H:%M} UTC and it is {moment:%Y-%m-%d %H:%M}; set this "
@@ -300,6 +314,7 @@ def _read(path: Path) -> bytes:
 
 def _write_new(folder: Path, files: dict[str, tuple[bytes, int]]) -> None:
     """Write all files or none, the private ones never readable by others, not even for a moment."""
+    made: list[Path] = []
     for name in files:
         if (folder / name).exists():
             raise ConfigError(
@@ -309,8 +324,11 @@ def _write_new(folder: Path, files: dict[str, tuple[bytes, int]]) -> None:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         for name, (data, mode) in files.items():
             handle = os.open(folder / name, os.O_CREAT | os.O_EXCL | os.O_WRONLY, mode)
+            made.append(folder / name)
             with os.fdopen(handle, "wb") as file:
                 file.write(data)
                 os.fsync(handle)
     except OSError as error:
+        for path in made:
+            path.unlink(missing_ok=True)
         raise ConfigError(f"certificates can't be written to {folder}: {error}; choose another folder") from error

@@ -63,7 +63,7 @@ def _verdict(error: ssl.SSLCertVerificationError, address: Address) -> str:
     message = error.verify_message.rstrip(".")
     low = message.lower()
     if "expired" in low:
-        return "it has expired; enrol that host again with `fogline ca enrol`"
+        return "it has expired by this host's clock; set the clock if it is wrong, else enrol that host again"
     if "not yet valid" in low:
         return "it is not yet valid; check the clocks of both hosts"
     if "mismatch" in low or "not valid for" in low:

@@ -83,6 +83,7 @@ def test_certificates(tmp_path: Path, certificates: Any, other_certificates: Any
     expired = certificates.tls("cam", "edge", not_before=now - timedelta(days=9), not_after=now - timedelta(days=1))
     assert "fail" in look(expired)[0]
     assert "expired on" in look(expired)[0]
+    assert "this host's clock says" in look(expired)[0], "a clock that is a year off looks like this"
     foreign = TlsConfig(ca=certificates.folder / "ca.pem", **_pair(other_certificates.tls("cam", "edge")))
     assert "not of the authority" in look(foreign)[0]
     loose = certificates.tls("cam", "edge")
