@@ -11,6 +11,8 @@ from fogline.common.boxes import MAX_BOXES
 from fogline.common.config import Config, LogConfig, MetricsConfig, TlsConfig
 from fogline.common.images.container import MAX_SOURCE_PIXELS
 
+TORCH_CODECS = ("siren",)
+
 
 class Limits(Config, frozen=True):
     """What an uploaded image may be at most. Edges are told these in Hello."""
@@ -27,7 +29,9 @@ class EncoderConfig(Config, frozen=True):
     params: Annotated[dict[str, Any], Meta(description="Parameters of the codec; {} for its defaults")] = field(
         default_factory=dict
     )
-    device: Annotated[str, Meta(description="auto, cpu, cuda or cuda:N")] = "auto"
+    device: Annotated[str, Meta(pattern=r"^(auto|cpu|cuda(:\d{1,2})?)$", description="auto, cpu, cuda or cuda:N")] = (
+        "auto"
+    )
     batch: Annotated[int, Meta(ge=1, le=1024, description="Images encoded together at most")] = 32
     max_wait_s: Annotated[float, Meta(ge=0, le=3600, description="A batch that is not full starts after this")] = 1.0
     threads: Annotated[int, Meta(ge=0, le=1024, description="CPU threads; 0: the library's choice")] = 0

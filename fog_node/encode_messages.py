@@ -37,6 +37,7 @@ class WorkItem(msgspec.Struct, frozen=True):
     capture_time_us: int
     boxes: list[tuple[float, float, float, float, str]]  # in pixels of the captured frame
     size: tuple[int, int]  # coded width and height
+    trace: str = ""  # of its upload, for the logs
 
 
 class Encode(msgspec.Struct, frozen=True, tag=True):

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 import signal
 import sys
 import time
@@ -21,10 +20,9 @@ from fogline.common.images.codec import EncodedImage, ImageEncoder, SourceImage
 from fogline.common.images.record import ImageRecord
 from fogline.common.process import STOP_SIGNALS, die_with_parent
 from fogline.fog_node import encode_messages as messages
+from fogline.fog_node.config import TORCH_CODECS
 
 log = logging.getLogger(__name__)
-
-TORCH_CODECS = ("siren",)
 
 
 def main(argv: list[str]) -> int:
@@ -51,7 +49,8 @@ def main(argv: list[str]) -> int:
         try:
             answer: messages.FromChild = _encode(encoder, request.items, start)
         except Exception as error:  # the root of a batch: the parent decides what to try next
-            log.exception("a batch failed", extra={"images": len(request.items)})
+            traces = sorted({item.trace for item in request.items})
+            log.exception("a batch failed", extra={"images": len(request.items), "traces": traces})
             answer = messages.Failed(f"{type(error).__name__}: {error}"[:1000])
         _send(sink, answer)
     return 0
@@ -69,8 +68,6 @@ def _device(start: messages.Start) -> str:
 
     if start.device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
-    if not re.fullmatch(r"cpu|cuda(:\d{1,2})?", start.device):
-        raise ConfigError(f"device {start.device!r} is unknown; use auto, cpu, cuda or cuda:N")
     count = torch.cuda.device_count()
     if start.device != "cpu" and int(start.device.partition(":")[2] or 0) >= count:
         raise ConfigError(f"device {start.device!r}: torch finds {count} CUDA devices here; use auto or cpu")

@@ -4,15 +4,34 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import importlib.util
 import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import psutil
+
 from fogline.common.config import LogConfig
 from fogline.common.errors import ConfigError, InternalError, ProtocolError
 from fogline.fog_node import encode_messages as messages
-from fogline.fog_node.config import EncoderConfig, Limits
+from fogline.fog_node.config import TORCH_CODECS, EncoderConfig, Limits
+from fogline.fog_node.encoders import build_encoder
+from fogline.fog_node.encoders.siren_params import siren_params
+
+# A child that computes takes far more; one that hangs (in a driver, a lock, a network file system) takes nothing.
+STALL_S = 120.0
+STALL_CPU_S = 0.5
+
+
+def check(config: EncoderConfig) -> None:
+    """Refuse at once what the child would refuse only after importing torch. Raises ConfigError."""
+    if config.codec in TORCH_CODECS:
+        if importlib.util.find_spec("torch") is None:
+            raise ConfigError(f"codec {config.codec} needs torch; install fogline[torch] or choose jpeg2")
+        siren_params(config.params)
+    else:
+        build_encoder(config.codec, config.params)
 
 
 @dataclass(frozen=True)
@@ -100,21 +119,46 @@ class EncoderProcess:
         await self.ended
 
     async def _ask(self, message: messages.ToChild) -> messages.FromChild:
-        stdin, stdout = self._process.stdin, self._process.stdout
-        if stdin is None or stdout is None:
-            raise InternalError("the encoder has no pipes")
+        exchange = asyncio.ensure_future(self._exchange(message))
         try:
-            stdin.write(messages.pack(message))
-            await stdin.drain()
-            size = messages.frame_size(await stdout.readexactly(messages.HEADER.size))
-            return messages.unpack_from_child(await stdout.readexactly(size))
+            while not exchange.done():
+                spent = self._cpu_seconds()
+                await asyncio.wait({exchange}, timeout=STALL_S)
+                if not exchange.done() and self._cpu_seconds() - spent < STALL_CPU_S:
+                    await self.close()
+                    raise BatchFailed(f"the encoder did nothing for {STALL_S:.0f} s and was killed", died=True)
+            return await exchange
         except (asyncio.IncompleteReadError, ConnectionError):
             code = await self.ended
             raise BatchFailed(f"the encoder process ended with {_say(code)}", died=True) from None
         except ProtocolError as error:
             await self.close()
             raise BatchFailed(str(error), died=True) from error
+        finally:
+            exchange.cancel()
+            exchange.add_done_callback(_seen)
+
+    async def _exchange(self, message: messages.ToChild) -> messages.FromChild:
+        stdin, stdout = self._process.stdin, self._process.stdout
+        if stdin is None or stdout is None:
+            raise InternalError("the encoder has no pipes")
+        stdin.write(messages.pack(message))
+        await stdin.drain()
+        size = messages.frame_size(await stdout.readexactly(messages.HEADER.size))
+        return messages.unpack_from_child(await stdout.readexactly(size))
+
+    def _cpu_seconds(self) -> float:
+        with contextlib.suppress(psutil.Error):
+            times = psutil.Process(self._process.pid).cpu_times()
+            return float(times.user + times.system)
+        return 0.0
 
 
 def _say(code: int) -> str:
     return f"signal {-code}" if code < 0 else f"exit code {code}"
+
+
+def _seen(exchange: asyncio.Future[messages.FromChild]) -> None:
+    """Keep asyncio from complaining of what broke an exchange that was given up."""
+    if not exchange.cancelled():
+        exchange.exception()

@@ -12,14 +12,16 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from fogline.common.boxes import Box, check_boxes
-from fogline.common.errors import InputError, ProtocolError
+from fogline.common.errors import FormatError, InputError, ProtocolError
 from fogline.common.images.container import MAX_CAMERA_BYTES, MAX_CODED_PIXELS, MAX_TIME_US
 from fogline.common.images.jpeg import decode_jpeg
+from fogline.common.trace import trace_id
 from fogline.common.wire.transfer import Piece
 from fogline.fog_node.config import Limits
 from fogline.fog_node.encode_queue import coded_size
 from fogline.fog_node.store import HeldImage, NewImage, QueuedImage, Store
 
+PARTIAL_IDLE_S = 3600.0  # a device that returns later sends such an image from its first byte
 DECODES = 2  # at once: a 50-megapixel image takes half a gigabyte while it is looked at
 
 
@@ -103,14 +105,23 @@ class Ingest:
             try:
                 async with self._decodes:
                     width, height, boxes = await asyncio.to_thread(self._look, claim)
-            except InputError:
+            except (InputError, FormatError) as error:
                 # No row names it yet, so nobody else counts on these bytes.
                 await asyncio.to_thread(self._store.blobs.delete, claim.content_id)
+                if isinstance(error, FormatError):
+                    raise ProtocolError(f"{error}; send them again") from error
                 raise
             image = NewImage(claim.content_id, claim.camera, claim.capture_time_us, width, height, claim.size, boxes)
             await self._store.add(image, device)
-        self._on_stored([QueuedImage(claim.content_id, claim.camera, claim.capture_time_us, width, height, boxes)])
+        queued = QueuedImage(
+            claim.content_id, claim.camera, claim.capture_time_us, width, height, boxes, trace_id.get()
+        )
+        self._on_stored([queued])
         return True
+
+    async def sweep(self) -> None:
+        """Drop what unfinished uploads left behind whose devices don't come back: it takes up room."""
+        await asyncio.to_thread(self._store.blobs.drop_partials, PARTIAL_IDLE_S)
 
     def _held(self, claim: Claim) -> int:
         # A whole blob without a row: we were killed, or ran out of disk, between the two.

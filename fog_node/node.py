@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 
 from fogline.common import addresses, pki, process
-from fogline.common.errors import ConfigError, FoglineError, IdentityError
+from fogline.common.errors import ConfigError, FoglineError
 from fogline.common.metrics import FogMetrics
 from fogline.common.rpc.accounting import LinkMeter
 from fogline.common.rpc.gen import images_pb2_grpc
@@ -14,6 +15,7 @@ from fogline.common.rpc.peer import Peer
 from fogline.common.rpc.server import RpcServer, aio_server
 from fogline.fog_node.cloud import Membership
 from fogline.fog_node.config import FogConfig
+from fogline.fog_node.encoder import check
 from fogline.fog_node.head import Head
 from fogline.fog_node.ingest import Ingest
 from fogline.fog_node.pipeline import Pipeline
@@ -23,6 +25,8 @@ from fogline.fog_node.store import Store
 log = logging.getLogger(__name__)
 
 STATE_S = 0.5  # how often gauges and health are brought up to date
+SWEEP_S = 600.0  # how often abandoned uploads are looked for
+LEAVE_S = 3.0  # for the cloud server to hear that we end
 
 
 async def serve(config: FogConfig) -> None:
@@ -32,6 +36,7 @@ async def serve(config: FogConfig) -> None:
     """
     me = _identity(config)
     _advertised(config, 1)  # refuse before anything is started
+    check(config.encoder)
     stop = process.aio_stop_event()
     store = Store(config.data_dir, config.capacity_bytes)
     try:
@@ -95,7 +100,9 @@ class _Node:
         pipeline, watch, *others = tasks
         pipeline.cancel()
         watch.cancel()
-        await asyncio.gather(stopped, *others, return_exceptions=True)
+        await asyncio.wait({stopped, *others}, timeout=LEAVE_S)
+        for task in others:
+            task.cancel()
         results = await asyncio.gather(*tasks, return_exceptions=True)
         for result in results:
             if isinstance(result, Exception):
@@ -103,8 +110,11 @@ class _Node:
 
     async def _watch(self, server: RpcServer) -> None:
         """Bring gauges and health up to date."""
-        serving = False
+        serving, swept = False, float("-inf")
         while True:
+            if time.monotonic() - swept > SWEEP_S:
+                swept = time.monotonic()
+                await self._ingest.sweep()
             encoder = self._pipeline.state
             counts: dict[str, int] = {}
             trouble = ""
@@ -149,17 +159,7 @@ class _Node:
 def _identity(config: FogConfig) -> Peer:
     if config.tls.insecure:
         return Peer(config.name, "fog")
-    _, cert, _ = config.tls.files()
-    try:
-        found = pki.identity(cert.read_bytes(), cert)
-    except OSError as error:
-        raise ConfigError(
-            f"tls.cert {cert} can't be read: {error.strerror}; make it with `fogline ca enrol`"
-        ) from error
-    if found.role != "fog":
-        raise IdentityError(
-            f"{cert} is a certificate of the {found.role} {found.name}; enrol this node with --role fog"
-        )
+    found = pki.own_identity(config.tls.files()[1], "fog")
     return Peer(found.name, found.role)
 
 

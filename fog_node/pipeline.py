@@ -59,6 +59,9 @@ class Pipeline:
         publishing: asyncio.Task[None] | None = None
         try:
             while not self._stop.is_set():
+                if publishing is not None and publishing.done():
+                    await publishing  # which may have failed
+                    publishing = None
                 encoder = await self._ensure_encoder()
                 batch = await self._next(encoder) if encoder is not None else None
                 if encoder is None or batch is None:
@@ -69,7 +72,8 @@ class Pipeline:
                     continue
                 if publishing is not None:
                     await publishing
-                publishing = asyncio.create_task(self._publish(encoded, time.monotonic() - began))
+                publishing = asyncio.create_task(self._publish(encoded, batch, time.monotonic() - began))
+                publishing.add_done_callback(lambda _: self._added.set())
             if publishing is not None:
                 await publishing
         finally:
@@ -108,13 +112,13 @@ class Pipeline:
         batch = self._queue.take(now)
         if batch is None:
             due = self._queue.due_at()
-            self._added.clear()
             added = asyncio.ensure_future(self._added.wait())
             try:
                 wait_s = None if due is None else max(0.001, due - now)
                 await asyncio.wait({added, encoder.ended}, timeout=wait_s, return_when=asyncio.FIRST_COMPLETED)
             finally:
                 added.cancel()
+                self._added.clear()
         return batch
 
     async def _lost(self, encoder: EncoderProcess) -> None:
@@ -128,10 +132,14 @@ class Pipeline:
         try:
             return await encoder.encode(items)
         except BatchFailed as failure:
-            log.warning("a batch failed: %s", failure.reason, extra={"images": len(items), "before": batch.failures})
+            log.warning(
+                "a batch failed: %s",
+                failure.reason,
+                extra={"images": len(items), "before": batch.failures, "traces": _traces(batch)},
+            )
             rejected = self._queue.failed(batch, failure.reason)
             if rejected is not None:
-                await self._set_aside(rejected.image.content_id, rejected.reason)
+                await self._set_aside(rejected.image, rejected.reason)
             if failure.died:
                 await self._lost(encoder)
             self._metrics.encode_queue_images.set(len(self._queue))
@@ -145,13 +153,14 @@ class Pipeline:
             image.capture_time_us,
             [(b.x, b.y, b.w, b.h, b.label) for b in image.boxes],
             coded_size(image.width, image.height, self._config.width),
+            image.trace,
         )
 
-    async def _publish(self, encoded: messages.Encoded, wall_s: float) -> None:
+    async def _publish(self, encoded: messages.Encoded, batch: Batch, wall_s: float) -> None:
         good = [result for result in encoded.results if not result.error]
-        for result in encoded.results:
+        for image, result in zip(batch.images, encoded.results, strict=True):
             if result.error:
-                await self._set_aside(result.content_id, result.error)
+                await self._set_aside(image, result.error)
         if not await self._insist(lambda: self._write(good, encoded)):
             return
         self._metrics.encoded_images.inc(len(good))
@@ -167,6 +176,7 @@ class Pipeline:
                 "record_bytes": sum(len(result.record) for result in good),
                 "queue": len(self._queue),
                 "head": self._store.head,
+                "traces": _traces(batch),
             },
         )
         if not self._config.keep_sources:
@@ -198,9 +208,15 @@ class Pipeline:
                     self._backoff.reset()
                 return True
 
-    async def _set_aside(self, content_id: bytes, reason: str) -> None:
-        log.error("an image can't be encoded and is set aside: %s", reason, extra={"content_id": content_id.hex()})
-        await self._insist(lambda: self._store.set_aside(content_id, reason))
+    async def _set_aside(self, image: QueuedImage, reason: str) -> None:
+        extra = {"content_id": image.content_id.hex(), "trace": image.trace}
+        log.error("an image can't be encoded and is set aside: %s", reason, extra=extra)
+        await self._insist(lambda: self._store.set_aside(image.content_id, reason))
+
+
+def _traces(batch: Batch) -> list[str]:
+    """Trace ids of the uploads that brought a batch."""
+    return sorted({image.trace for image in batch.images if image.trace})
 
 
 def _encoded_record(result: messages.Result, sizes: dict[bytes, int], encode_s: float) -> EncodedRecord:

@@ -50,6 +50,7 @@ class QueuedImage:
     width: int
     height: int
     boxes: tuple[Box, ...]
+    trace: str = ""  # of its upload, for the logs; not kept over a restart
 
 
 @dataclass(frozen=True)

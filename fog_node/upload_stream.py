@@ -21,6 +21,8 @@ log = logging.getLogger(__name__)
 
 Write = Callable[[pb.UploadResponse], Awaitable[None]]
 
+MAX_TASKS = 256  # lookups and verifications under way; an edge that never reads its answers can't pile up more
+
 
 class UploadStream:
     """Takes images from one device until its stream ends.
@@ -58,13 +60,15 @@ class UploadStream:
         finally:
             reader.cancel()
             self._broken.cancel()
-            async with self._writing:  # gRPC hangs when a call is aborted while a write of it is under way
-                pass
             for claim in self._claims.values():
                 self._ingest.release((self, claim.content_id))
+            async with self._writing:  # gRPC hangs when a call is aborted while a write of it is under way
+                pass
 
     async def _read(self, requests: AsyncIterator[pb.UploadRequest]) -> None:
         async for request in requests:
+            while len(self._tasks) >= MAX_TASKS:
+                await asyncio.wait(self._tasks, return_when=asyncio.FIRST_COMPLETED)
             kind = request.WhichOneof("message")
             if kind == "offer":
                 await self._offer(request.offer)

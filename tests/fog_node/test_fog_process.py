@@ -27,6 +27,7 @@ from fogline.common.rpc.gen import control_pb2
 from fogline.common.rpc.gen import images_pb2 as pb
 from fogline.common.rpc.gen.control_pb2_grpc import FleetServiceStub
 from fogline.common.rpc.status import translate
+from fogline.common.trace import new_trace
 from fogline.common.wire.upload import Drop, MarkStored, RetryLater
 from fogline.fog_node.stats import read_images, read_shared
 
@@ -39,6 +40,7 @@ def test_what_one_device_uploads_every_other_device_receives(start_fog: Any, dev
     fog = start_fog()
     a, b = device(fog, "a"), device(fog, "b")
     images = shots(12)
+    trace = new_trace()
     assert a.upload(images) == {s.content_id: stored(s) for s in images}
     notices = b.notices(upto=12)
     assert [n.cursor for n in notices] == list(range(1, 13))
@@ -52,6 +54,10 @@ def test_what_one_device_uploads_every_other_device_receives(start_fog: Any, dev
         assert [(x.x, x.y, x.w, x.h, x.label) for x in record.boxes] == list(shot.boxes)
         assert [layer.kind for layer in record.layers] == [0, 1]
     assert a.notices(upto=12) == []
+    lines = [json.loads(line) for line in fog.log.read_text().splitlines()]
+    batches = [line for line in lines if line["msg"] == "encoded a batch"]
+    assert sum(line["images"] for line in batches) == 12
+    assert all(line["traces"] == [trace] for line in batches)
     until(lambda: fog.metric("fogline_published_head") == 12)
     assert fog.metric("fogline_encoded_images_total") == 12
     assert fog.metric("fogline_stored_images") == 12
@@ -364,12 +370,24 @@ def test_an_edge_certificate_and_a_bad_encoder_setting_are_refused(tmp_path: Any
     for tls, settings, code in (
         (certificates.tls("x", "edge"), {}, IdentityError.exit_code),
         (certificates.tls("x", "fog"), {"encoder__params": {"nonsense": 1}}, ConfigError.exit_code),
+        (certificates.tls("x", "fog"), {"encoder__codec": "siren", "encoder__params": {"steps": 0}}, 2),
+        (certificates.tls("x", "fog"), {"encoder__device": "tpu"}, ConfigError.exit_code),
     ):
         fog = Fog(tmp_path / "fog", tls, settings)
         process = fog.spawn()
         assert process.wait(20) == code, fog.log.read_text()
         assert process.stdout is not None
+        assert process.stdout.read() == "", "it must not say that it is ready"
         process.stdout.close()
+
+
+def test_a_store_that_can_not_be_written_ends_the_node(start_fog: Any, device: Any) -> None:
+    fog = start_fog()
+    process = psutil.Process(fog.pid)
+    (fog.data_dir / "blobs" / "temp").rmdir()
+    device(fog, "a").upload(shots(1))
+    until(lambda: process.status() == psutil.STATUS_ZOMBIE, what="the end of the node")
+    assert "can't be written" in fog.log.read_text()
 
 
 def test_health_follows_the_encoder(start_fog: Any, device: Any) -> None:
