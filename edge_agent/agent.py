@@ -63,17 +63,11 @@ def identity(config: EdgeConfig) -> Peer:
     """Who we are, by our certificate where there is one."""
     if config.tls.insecure:
         return Peer(config.name, "edge")
-    _, cert, _ = config.tls.files()
-    try:
-        found = pki.identity(cert.read_bytes(), cert)
-    except OSError as error:
-        raise ConfigError(
-            f"tls.cert {cert} can't be read: {error.strerror}; make it with `fogline ca enrol`"
-        ) from error
-    if (found.name, found.role) != (config.name, "edge"):
+    cert = config.tls.files()[1]
+    found = pki.own_identity(cert, "edge")
+    if found.name != config.name:
         raise IdentityError(
-            f"{cert} is a certificate of the {found.role} {found.name!r}, and this agent is the edge {config.name!r}; "
-            "set name, or enrol this device"
+            f"{cert} is a certificate of {found.name!r}, and this agent is {config.name!r}; set name, or enrol it"
         )
     return Peer(found.name, found.role)
 
@@ -103,6 +97,7 @@ class Agent:
                 version=fogline.__version__, capabilities=_capabilities(config, trains), state_dir=root,
             )  # fmt: skip
             store = ModelStore(root / "models")
+            store.sweep()
             outgoing = training.outgoing(root)
             self._models = ModelExchange(self._cloud, store, config.train.model, outgoing, self._stop)
         meter = LinkMeter("edge-fog", self._metrics.link_bytes)
@@ -245,6 +240,7 @@ class Agent:
             "loss": state.progress.loss,
             "score": state.score,
             "pool": state.progress.pool,
+            "damaged": state.progress.damaged,
             "seconds": state.progress.seconds,
             "restarts": state.restarts,
         }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 from fogline.common.errors import FormatError, ProtocolError
@@ -126,6 +126,7 @@ class Arrivals:
             self._library.add_shared(wanted.digest, wanted.size)
             for cursor in list(self._parsed):
                 self._enter(cursor)
+            self._drop_shared([wanted.digest])
         elif wanted.cursor not in self._records:
             self._blobs.delete(wanted.digest)  # given up meanwhile, for its shared state
         else:
@@ -154,7 +155,9 @@ class Arrivals:
         del self._parsed[cursor], self._records[cursor]
         safe = self._intake.finish(cursor)
         now = self._clock.fog_us(self._clock.stamp())
-        self._library.add(record, announced.digest, announced.size, at=cursor, cursor=safe, received_us=now)
+        new = self._library.add(record, announced.digest, announced.size, at=cursor, cursor=safe, received_us=now)
+        if not new:
+            self._drop_shared(digest for digest, _ in announced.shared)
         self._state.failures.pop(announced.digest, None)
         self._on_stored()
 
@@ -165,6 +168,7 @@ class Arrivals:
             _log.warning("record %d is gone from the fog node (its retention); skipped", wanted.cursor)
             self._state.gone += 1
             self._library.advance(self._intake.finish(wanted.cursor))
+            self._blobs.drop_partial(wanted.digest)
 
     def _lost(self, wanted: Wanted, reason: str) -> None:
         """A blob is not to be had: every record that needs it is given up."""
@@ -179,3 +183,11 @@ class Arrivals:
         self._library.give_up(record.digest, record.cursor, reason, cursor=self._intake.finish(record.cursor))
         self._blobs.delete(record.digest)
         self._blobs.drop_partial(record.digest)
+        self._drop_shared(digest for digest, _ in record.shared)
+
+    def _drop_shared(self, digests: Iterable[bytes]) -> None:
+        """What no record needs any more goes, unless it is still coming; then it goes when it is there."""
+        needed = {digest for record in self._records.values() for digest, _ in record.shared}
+        for digest in digests:
+            if digest not in needed and not self._intake.expects(digest):
+                self._library.drop_shared(digest)

@@ -15,7 +15,7 @@ import grpc
 
 from fogline.common import addresses
 from fogline.common.config import TlsConfig
-from fogline.common.errors import ConfigError, FoglineError
+from fogline.common.errors import CapacityError, ConfigError, FoglineError
 from fogline.common.files import replace_file
 from fogline.common.rpc.accounting import LinkMeter
 from fogline.common.rpc.channel import connect
@@ -87,8 +87,11 @@ class CloudLink(Link[CloudSession]):
             with translate(self.address):
                 answer = session.fleet.FindFogs(pb.FindFogsRequest())
             found = _valid([fog.address for fog in answer.fogs])
-            if found:
-                replace_file(self._known_fogs, json.dumps(found).encode())
+            if found and found != self._load():
+                try:
+                    replace_file(self._known_fogs, json.dumps(found).encode())
+                except CapacityError as error:  # uploads are what makes room: they must not wait for it
+                    _log.warning("the fog nodes can't be remembered: %s", error)
             return found
         except FoglineError as error:
             known = self._load()

@@ -54,7 +54,7 @@ class FogLink(Link[FogSession]):
                 break
             try:
                 return self._greet(address)
-            except (UnavailableError, ProtocolError) as error:
+            except FoglineError as error:  # another one may be well
                 failure = error
         raise failure
 

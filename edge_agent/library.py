@@ -84,6 +84,7 @@ class Library:
                 _log.warning("the fog node has a new store; asking for everything again, what is held is not fetched")
             with self._db.transaction() as db:
                 db.execute("UPDATE state SET store_id = ?, cursor = 0", (store_id,))
+            self.blobs.drop_partials(0.0)  # the new store may encode anew: nobody would ever go on with these
         return self.cursor
 
     def knows(self, digest: bytes) -> bool:
@@ -146,6 +147,18 @@ class Library:
         """Enter a shared-state blob whose bytes are in `blobs`."""
         with self._lock, self._db.transaction() as db:
             self.bytes += size * db.execute("INSERT OR IGNORE INTO shared VALUES (?, ?)", (digest, size)).rowcount
+
+    def drop_shared(self, digest: bytes) -> None:
+        """Forget a shared-state blob unless a record that is held needs it."""
+        with self._lock:
+            if self._db.rows("SELECT 1 FROM needs WHERE digest = ? LIMIT 1", digest):
+                return
+            for (size,) in self._db.rows("SELECT size FROM shared WHERE digest = ?", digest):
+                with self._db.transaction() as db:
+                    db.execute("DELETE FROM shared WHERE digest = ?", (digest,))
+                self.bytes -= size
+            self.blobs.delete(digest)
+            self.blobs.drop_partial(digest)
 
     def advance(self, cursor: int) -> None:
         """Everything up to here was dealt with (held already, or gone at the fog node)."""

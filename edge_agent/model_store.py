@@ -43,6 +43,10 @@ class ModelStore:
         """Whether a version has these bytes."""
         return any(held.digest == digest.hex() for held in self._held.values())
 
+    def sweep(self) -> None:
+        """Clear what a kill left behind of models that were on their way; for the agent, at its start."""
+        self.blobs.keep({bytes.fromhex(held.digest) for held in self._held.values()})
+
     def enter(self, name: str, held: Held) -> None:
         """Note a version whose bytes are in `blobs`; the older one goes."""
         old = self._held.get(name)

@@ -8,7 +8,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from fogline.common.errors import FoglineError, FormatError, InputError, ProtocolError, UnavailableError
+from fogline.common.errors import (
+    CapacityError,
+    FoglineError,
+    FormatError,
+    InputError,
+    ProtocolError,
+    UnavailableError,
+)
 from fogline.common.rpc.gen import control_pb2 as pb
 from fogline.common.rpc.gen import transfer_pb2
 from fogline.common.rpc.status import translate
@@ -19,6 +26,7 @@ from fogline.edge_agent.workers import Stop
 
 _log = logging.getLogger(__name__)
 MAX_MODEL_BYTES = 256 << 20
+_FULL_PAUSE_S = 30.0
 
 
 class ModelExchange:
@@ -58,6 +66,9 @@ class ModelExchange:
                 else:
                     with self._changed:
                         self._changed.wait(1.0)
+            except CapacityError as error:  # there or here; the connection is well, and heartbeats use it
+                _log.warning("models wait: %s", error)
+                self._stop.wait(_FULL_PAUSE_S)
             except FoglineError as error:
                 self._link.failed(session, error)
 

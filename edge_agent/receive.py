@@ -140,7 +140,7 @@ class _Subscription:
                         self._changed.notify_all()
                         # Not reading on is the back-pressure: gRPC's flow control stops the fog node.
                         while self._intake.waiting > MAX_WAITING and not self._ended:
-                            self._changed.wait()
+                            self._changed.wait(1.0)  # records that are known go without anybody telling
             self._abort(UnavailableError(f"{self._session.address} ended the subscription"))
         except FoglineError as error:
             self._abort(error)

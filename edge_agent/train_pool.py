@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sqlite3
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,6 +43,7 @@ class LibraryPool:
         self._slots: list[_Slot] = []
         self._last = 0  # id of the newest row looked at
         self._shared: dict[bytes, bytes] = {}
+        self.damaged = 0  # records that turned out not to be decodable
 
     def close(self) -> None:
         """Close the database."""
@@ -80,7 +82,7 @@ class LibraryPool:
         fresh = {id(slot): slot for slot in slots if slot.pixels is None}
         decoded: dict[int, torch.Tensor] = {}
         if fresh:
-            batch = self._decoder.decode([slot.image for slot in fresh.values()], self._size)
+            batch = self._decode(list(fresh.values()))
             rounded = (batch.cpu() * 255).round().to(torch.uint8)
             for pixels, slot in zip(rounded, fresh.values(), strict=True):
                 decoded[id(slot)] = pixels
@@ -92,6 +94,28 @@ class LibraryPool:
     def target(self, index: int) -> Target:
         """The objects in an image."""
         return self._slots[index].target
+
+    def _decode(self, slots: Sequence[_Slot]) -> torch.Tensor:
+        try:
+            return self._decoder.decode([slot.image for slot in slots], self._size)
+        except FormatError:
+            # One of them lied about what it is; some codecs notice only now.
+            return torch.cat([self._decode_alone(slot).cpu() for slot in slots])
+
+    def _decode_alone(self, slot: _Slot) -> torch.Tensor:
+        try:
+            return self._decoder.decode([slot.image], self._size)
+        except FormatError as error:
+            _log.warning("not learned from: record %d can't be decoded: %s", slot.id, error)
+            self.damaged += 1
+        for other in self._slots:
+            if other is not slot and other.image is not slot.image:
+                with suppress(FormatError):
+                    pixels = self._decoder.decode([other.image], self._size)
+                    slot.image, slot.target = other.image, other.target  # learned from twice, in its place
+                    return pixels
+        slot.target = to_target([], 1, 1, self._labels)
+        return torch.zeros((1, 3, self._size[1], self._size[0]))
 
     @property
     def _image_bytes(self) -> int:

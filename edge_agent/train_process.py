@@ -133,7 +133,8 @@ def _report(
     done: bool = False,
 ) -> None:
     loss = sum(losses) / len(losses) if losses else None
-    line = Progress(run.trainer.step_count, loss, score, len(run.pool), round(seconds, 3), published, done)
+    pool = run.pool
+    line = Progress(run.trainer.step_count, loss, score, len(pool), round(seconds, 3), published, done, pool.damaged)
     sys.stdout.write(msgspec.json.encode(line).decode() + "\n")
     sys.stdout.flush()
 

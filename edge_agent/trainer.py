@@ -37,6 +37,7 @@ class Progress(msgspec.Struct, frozen=True):
     seconds: float = 0.0  # spent in steps since the start of the child
     published: bool = False  # weights were left for the registry
     done: bool = False  # all steps were made and nothing more came
+    damaged: int = 0  # records of the pool that can't be decoded
 
 
 @dataclass

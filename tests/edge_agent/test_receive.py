@@ -14,6 +14,7 @@ from scripted_fog import CHUNK, Chunks, ScriptedFog, piece, serving
 from fogline.common.errors import CapacityError
 from fogline.common.images.container import to_bytes
 from fogline.common.rpc.gen import images_pb2 as pb
+from fogline.edge_agent import receive
 from fogline.edge_agent.config import FilterConfig
 
 
@@ -239,6 +240,37 @@ def test_a_new_store_is_read_from_its_start_and_nothing_doubles(tmp_path: Path) 
         until(lambda: edge.library.cursor == 3 and edge.library.count == 7)
         assert fog.subscriptions[-1].cursor == 0
         assert [i.cursor for i in fog.fetched] == [2, 3]
+
+
+def test_more_known_records_than_are_held_back_do_not_stop_the_news(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(receive, "MAX_WAITING", 4)
+    fog = ScriptedFog()
+    for seed in range(20):
+        fog.publish(record(seed))
+    with serving(fog) as server, parts(tmp_path, fog, run="receive") as edge:
+        until(lambda: edge.library.count == 20)
+        server.stop()
+        fog.store_id = b"t" * 16
+        server.start()
+        until(lambda: edge.library.cursor == 20)
+        fog.publish(record(20))
+        until(lambda: edge.library.count == 21)
+
+
+def test_shared_state_goes_with_the_last_record_that_wanted_it(tmp_path: Path) -> None:
+    fog = ScriptedFog()
+    alone, both = os.urandom(2 * CHUNK), os.urandom(100)
+    fog.publish(os.urandom(500), shared=(alone, both))
+    fog.publish(record(1, shared=(hashlib.sha256(both).digest(),)), shared=(both,))
+    with serving(fog), parts(tmp_path, fog, run="receive") as edge:
+        until(lambda: edge.library.cursor == 2)
+        assert [cursor for cursor, _ in edge.library.given_up()] == [1]
+        until(lambda: len(list(edge.library.blobs.digests())) == 2)
+        assert edge.library.has_shared(hashlib.sha256(both).digest())
+        assert edge.library.bytes == len(fog.blobs[2]) + len(both)
+        assert not edge.library.blobs.partial_offset(hashlib.sha256(alone).digest())
 
 
 def test_a_full_quota_evicts_and_goes_on(tmp_path: Path) -> None:

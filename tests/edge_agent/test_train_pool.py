@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,8 @@ torch = pytest.importorskip("torch")
 from edge_helpers import jpeg  # noqa: E402
 
 from fogline.common.boxes import Box  # noqa: E402
+from fogline.common.errors import FormatError  # noqa: E402
+from fogline.common.images.avif2 import build_avif2  # noqa: E402
 from fogline.common.images.codec import SourceImage  # noqa: E402
 from fogline.common.images.container import to_bytes  # noqa: E402
 from fogline.common.images.decode import BatchDecoder  # noqa: E402
@@ -32,9 +35,9 @@ def grey_record(seed: int) -> ImageRecord:
     return ImageRecord(hashlib.sha256(jpeg(seed)).digest(), 5, "cam", (128, 96), SIZE, boxes, encoded.layers)
 
 
-def put(library: Library, seed: int, data: bytes | None = None) -> None:
-    record = grey_record(seed)
-    data = data or to_bytes(record)
+def put(library: Library, seed: int, other: ImageRecord | bytes | None = None) -> None:
+    record = other if isinstance(other, ImageRecord) else grey_record(seed)
+    data = other if isinstance(other, bytes) else to_bytes(record)
     digest = library.blobs.put(data)
     library.add(record, digest, len(data), at=seed, cursor=seed, received_us=9)
 
@@ -78,5 +81,47 @@ def test_a_record_that_does_not_parse_is_left_out(tmp_path: Path) -> None:
     assert pool.refresh() == 2
     assert brightness(pool) == [1, 3]
     assert len(pool.target(1).labels) == 2
+    pool.close()
+    library.close()
+
+
+def damaged_record(seed: int) -> ImageRecord:
+    """Well formed, until a decoder looks at its pixels."""
+    decoder = BatchDecoder()
+    pixels = np.random.default_rng(0).integers(0, 255, (48, 64, 3), np.uint8)
+    (layer,) = build_avif2({}, "cpu").encode([SourceImage(pixels, ())])[0].layers
+    for kept in range(16, len(layer.payload)):
+        rotten = replace(layer, payload=layer.payload[:kept] + bytes(len(layer.payload) - kept))
+        record = ImageRecord(hashlib.sha256(jpeg(seed)).digest(), 5, "cam", (128, 96), SIZE, (), (rotten,))
+        try:
+            decoder.decode([decoder.prepare(record, {})])
+        except FormatError as error:
+            if "can't be decoded" in str(error):
+                return record
+    raise AssertionError("AVIF takes anything")
+
+
+def test_a_record_that_can_not_be_decoded_is_left_out_and_counted(tmp_path: Path) -> None:
+    library = Library(tmp_path, 1 << 20)
+    put(library, 1)
+    put(library, 2, damaged_record(2))
+    pool = LibraryPool(tmp_path, BatchDecoder(), SIZE, (), 0)
+    assert pool.refresh() == 2
+    assert brightness(pool) == [1, 1]
+    assert brightness(pool) == [1, 1]
+    assert pool.damaged == 1
+    assert pool.target(1).boxes.tolist() == pool.target(0).boxes.tolist()
+    pool.close()
+    library.close()
+
+
+def test_a_pool_of_damaged_records_only_teaches_nothing(tmp_path: Path) -> None:
+    library = Library(tmp_path, 1 << 20)
+    put(library, 1, damaged_record(1))
+    pool = LibraryPool(tmp_path, BatchDecoder(), SIZE, (), 1 << 20)
+    pool.refresh()
+    assert pool.images([0, 0]).abs().sum() == 0
+    assert len(pool.target(0).boxes) == 0
+    assert pool.damaged == 1
     pool.close()
     library.close()
