@@ -84,7 +84,11 @@ class ModelService(control_pb2_grpc.ModelServiceServicer):
         if request.offset > size:
             raise InputError(f"model {request.digest.hex()} has {size} bytes; {request.offset} is past its end")
         offset = request.offset
-        with path.open("rb") as file:  # open for the whole transfer: a version dropped meanwhile still arrives
+        try:
+            opened = path.open("rb")
+        except FileNotFoundError:
+            raise InputError(f"model {request.digest.hex()} was just replaced; ask for the latest") from None
+        with opened as file:  # open for the whole transfer: a version dropped meanwhile still arrives
             file.seek(offset)
             while data := await asyncio.to_thread(file.read, CHUNK_BYTES):
                 chunk = transfer_pb2.Chunk(offset=offset, data=data, crc32=zlib.crc32(data))

@@ -259,6 +259,9 @@ def test_a_port_in_use_and_a_bad_setting_end_with_their_codes(cloud: Cloud, tmp_
     code, text = run("--set", f"listen=127.0.0.1:{cloud.port}", "--set", f"data_dir={tmp_path / 'other'}")
     assert code == ConfigError.exit_code
     assert f"port {cloud.port} of 127.0.0.1 is in use" in text
+    code, text = run("--set", "listen=127.0.0.1:0")
+    assert code == ConfigError.exit_code
+    assert "in use by another cloud server" in text
     code, text = run("--set", "heartbeat_s=5")
     assert code == ConfigError.exit_code
     assert "did you mean `heartbeat_ms`?" in text
