@@ -180,7 +180,8 @@ def _documentation(kind: inspect.Type) -> tuple[str, str]:
             if (value := getattr(member, name, None)) is not None:
                 bounds.append(f"{sign} {value}")
         if isinstance(member, inspect.LiteralType):
-            bounds.append(" | ".join(map(str, member.values)))
+            also = ["false", "true"] if any(isinstance(m, inspect.BoolType) for m in _members(kind)) else []
+            bounds.append(" | ".join([*map(str, member.values), *also]))
     return _text(kind), ", ".join(bounds)
 
 
