@@ -127,10 +127,6 @@ def survive(tmp_path: Path, certificates: Any, port: int, kills: int, seed: int)
         assert sorted(held(edges[1])) == sorted(ids(1000, count))
 
 
-def test_kill_9_of_any_process_at_random_moments(tmp_path: Path, certificates: Any, free_port: int) -> None:
-    survive(tmp_path, certificates, free_port, kills=5, seed=3)
-
-
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("seed", range(3))
@@ -154,10 +150,9 @@ def test_what_only_an_operator_can_mend_ends_the_start_with_its_exit_code(
         shared, taken = locked.folder / "data", locked.ports["metrics_port"]
         cases = {
             "foreign": (edge(tmp_path / "foreign", other_certificates, address), 7, "authority"),
-            "old": (edge(tmp_path / "old", certificates, address, tls=tls(expired)), 7, "expired"),
+            "old": (edge(tmp_path / "old", certificates, address, tls=tls(expired)), 7, "this host's clock says"),
             "other-name": (edge(tmp_path / "other-name", certificates, address, name="somebody"), 7, "somebody"),
             "in-use": (edge(tmp_path / "in-use", certificates, address, data_dir=shared), 2, "another agent"),
-            "typo": (edge(tmp_path / "typo", certificates, address, outbx={}), 2, "outbox"),
             "port": (edge(tmp_path / "port", certificates, address, metrics={"port": taken}), 2, "metrics"),
         }  # fmt: skip
         for name, (node, code, text) in cases.items():
