@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from fogline.common.images.decode import BatchDecoder
 from fogline.common.images.record import ImageRecord
 from fogline.deploy.local.cluster import Cluster
@@ -51,6 +53,7 @@ class Options:
 def evaluate(cluster: Cluster, tracks: Mapping[str, Track], options: Options, tell: Callable[[str], None]) -> Findings:
     """Read everything that the stopped cluster left behind. `tell` is given a line for each step."""
     plan, settings = cluster.plan, cluster.settings
+    torch.set_num_threads(1)  # small networks decode no faster on more, and far slower where cores are busy
     with _timed(options, "checking and measuring"):
         tell("checking every device's library")
         libraries = [read_holdings(edge.name, cluster.data_dir(edge.name) / "library") for edge in plan.edges]
@@ -95,7 +98,7 @@ def evaluate(cluster: Cluster, tracks: Mapping[str, Track], options: Options, te
         model=traffic.model_of(counted, receivers, counted.source),
         scores=scores,
         encode=encode,
-        decode=Speed(rate, "cpu"),
+        decode=Speed(rate, "cpu, 1 thread"),
         prepare_per_s=prepare_rate,
         delay=_delay(libraries),
         devices=_devices(cluster, checks),

@@ -95,6 +95,7 @@ def test_figures_add_up(jpeg2: Up, tiny_clip: list[Path]) -> None:
     assert 0 < report["delay_s"]["p50"] <= report["delay_s"]["p95"] < 60
     assert all(seconds > 0 for seconds in report["cpu_seconds"].values())
     assert report["encode"]["device"] == "cpu"
+    assert report["decode"]["device"] == "cpu, 1 thread"
     assert report["training"]["metric"] == "iou"
     assert 0 <= report["training"]["on_decoded"] <= 1
 
