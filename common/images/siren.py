@@ -23,6 +23,7 @@ from fogline.common.images.siren_tiles import Tile, tiles
 
 _CPU_ELEMENTS = 1 << 17  # activations of one tensor call: they should stay in a core's cache
 _GPU_ELEMENTS = 1 << 27
+_GROUP_ELEMENTS = 1 << 24  # weights and sines of networks evaluated together: bounds what a hostile record takes
 
 Weights = Sequence[tuple[torch.Tensor, torch.Tensor]]  # (N, inputs, outputs) and (N, 1, outputs) of every layer
 
@@ -121,8 +122,10 @@ def _groups(
         for tile in tiles(place, networks.grid):
             key = networks.shape, len(tile.xs).bit_length(), len(tile.ys).bit_length()
             groups.setdefault(key, []).append((i, tile))
-    for (shape, _, _), members in groups.items():
-        yield shape, members
+    for (shape, columns, rows), members in groups.items():
+        most = max(1, _GROUP_ELEMENTS // (shape.parameters + shape.width * ((1 << columns) + (1 << rows))))
+        for start in range(0, len(members), most):
+            yield shape, members[start : start + most]
 
 
 def _stack(rows: Sequence[NDArray[np.float32]], device: torch.device) -> torch.Tensor:

@@ -19,6 +19,7 @@ from fogline.common.models.training import Trainer
 _FORMAT = "fogline-trainer-1"
 _MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 MAX_BYTES = 256 << 20
+MAX_LABELS = 1024  # of received weights: the detector is made before they are looked at closely
 
 
 def save_checkpoint(trainer: Trainer, path: Path) -> None:
@@ -82,7 +83,10 @@ def load_weights(data: bytes) -> Detector:
         if len(data) > MAX_BYTES:
             raise ValueError(f"{len(data)} bytes")
         tensors = load(data)
-        model = Detector(len(tensors["score.bias"]))
+        labels = tensors["score.bias"].numel()
+        if not 1 <= labels <= MAX_LABELS:
+            raise ValueError(f"{labels} labels, 1 to {MAX_LABELS} are possible")
+        model = Detector(labels)
         model.load_state_dict(tensors)
     except (SafetensorError, ValueError, KeyError, RuntimeError) as error:
         raise FormatError(f"weights of a detector: {str(error)[:300]}; send them again") from error

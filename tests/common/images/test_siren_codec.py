@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fogline.common.errors import FormatError
+from fogline.common.images import siren
 from fogline.common.images.codec import Placement, codec_of
 from fogline.common.images.record import Layer, LayerKind
 from fogline.common.images.siren import SirenCodec
@@ -97,6 +98,17 @@ def test_few_tensor_calls_for_many_layers(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(torch, "baddbmm", lambda *a, **k: calls.append(1) or real(*a, **k))
     render([networks(2, 8, seed=s) for s in range(200)], [Placement(0, 0, 16 + s % 10, 20, WHOLE) for s in range(200)])
     assert len(calls) <= 24  # 3 layers, at most 8 pieces that fit a cache
+
+
+def test_what_is_evaluated_together_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    nets, places = [networks(2, 8, 4, 3, seed=s) for s in range(6)], [Placement(0, 0, 16, 12, WHOLE)] * 6
+    together = render(nets, places)
+    counts, real = [], siren.evaluate
+    monkeypatch.setattr(siren, "evaluate", lambda layers, *a: counts.append(len(a[0])) or real(layers, *a))
+    monkeypatch.setattr(siren, "_GROUP_ELEMENTS", 10 * (Shape(2, 8).parameters + 8 * (8 + 8)))
+    for one, bounded in zip(together, render(nets, places), strict=True):
+        np.testing.assert_allclose(bounded, one, atol=1e-5)
+    assert (max(counts), sum(counts)) == (10, 6 * 12)
 
 
 def test_thread_counts_agree_within_a_grey_level() -> None:

@@ -1,6 +1,7 @@
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -116,6 +117,12 @@ def test_weights_travel_as_safetensors() -> None:
     for bad in (b"", data[:50], data[:-4], save_weights(trainer.averaged).replace(b"score.bias", b"score.bais")):
         with pytest.raises(FormatError, match="send them again"):
             load_weights(bad)
+
+
+@pytest.mark.parametrize("bias", [torch.zeros(0), torch.zeros(1025), torch.zeros(50_000_000), torch.tensor(1.0)])
+def test_weights_of_impossible_size_make_no_detector(bias: torch.Tensor) -> None:
+    with pytest.raises(FormatError, match="send them again"):
+        load_weights(safetensors.torch.save({"score.bias": bias}))
 
 
 @settings(max_examples=30, deadline=None)
