@@ -114,7 +114,7 @@ def held_out(settings: EdgeConfig, train: TrainConfig) -> tuple[torch.Tensor, li
                 _log.warning("not evaluated on: %s", error)
                 continue
             boxes = known(labelled(frame.boxes, settings.capture.label), train.labels)
-            images.append(torch.from_numpy(pixels).permute(2, 0, 1).contiguous())
+            images.append(torch.tensor(pixels).permute(2, 0, 1).contiguous())
             targets.append(to_target(boxes, frame.width, frame.height, train.labels))
     if not images:
         return torch.empty((0, 3, train.height, train.width), dtype=torch.uint8), []
