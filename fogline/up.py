@@ -77,18 +77,21 @@ def run(arguments: argparse.Namespace) -> int:
     from rich.console import Console
 
     console = Console()
+    sequences = [load_sequence(path) for path in arguments.data]  # first: a wrong folder costs no earlier report
     out = _fresh_folder(arguments.out)
-    source = _source(arguments, out, console)
+    source = _source(arguments, sequences, out, console)
     return _Run(arguments, out, source, console).go()
 
 
 def _check(arguments: argparse.Namespace) -> None:
     for name, least in (("edges", 2), ("width", 32), ("seeds", 1), ("train_steps", 0), ("train_edges", 0), ("fps", 0)):
         value = getattr(arguments, name)
-        if value is not None and value < least:
+        if value is not None and not value >= least:  # NaN too
             raise ConfigError(f"--{name.replace('_', '-')} {value} is too small; give {least} or more")
     if not 0 < arguments.train_fraction < 1:
         raise ConfigError(f"--train-fraction {arguments.train_fraction} must lie between 0 and 1")
+    if arguments.width % 16 and arguments.train_steps != 0:
+        raise ConfigError(f"--width {arguments.width} can't be trained at; give a multiple of 16, or --train-steps 0")
     missing = [name for name in NEEDS if importlib.util.find_spec(name) is None]
     if missing:
         raise ConfigError(
@@ -114,9 +117,11 @@ def _fresh_folder(out: Path) -> Path:
     return out.resolve()
 
 
-def _source(arguments: argparse.Namespace, out: Path, console: Console) -> Source:
-    if arguments.data:
-        return Source(_unique([load_sequence(path) for path in arguments.data]), False, _names(arguments.data))
+def _source(
+    arguments: argparse.Namespace, sequences: Sequence[AnnotatedSequence], out: Path, console: Console
+) -> Source:
+    if sequences:
+        return Source(_unique(sequences), False, _names(arguments.data))
     from fogline.common.data.clip import write_clip
 
     console.print("no --data: painting the built-in clip (synthetic images, made by Fogline's own code)")

@@ -83,10 +83,15 @@ def constant_score(
     metric: str,
     cameras: tuple[Sequence[str], Sequence[str]] | None = None,
 ) -> float:
-    """What the constant answer scores on held-out images. With `cameras` (of both sets) each camera has its own."""
+    """What the constant answer scores on held-out images. With `cameras` (of both sets) each camera has its own.
+
+    A camera without a box in training has that of all cameras.
+    """
     names_train, names_held_out = cameras or ([""] * len(train), [""] * len(held_out))
     answers = {
-        name: constant_boxes([t for t, n in zip(train, names_train, strict=True) if n == name])
+        name: constant_boxes(
+            [t for t, n in zip(train, names_train, strict=True) if n == name and len(t.boxes)] or train
+        )
         for name in set(names_held_out)
     }
     found = [

@@ -66,7 +66,8 @@ class Cluster:
     @property
     def trainers(self) -> int:
         """How many edges train."""
-        return min(self.settings.train_edges, len(self.plan.edges)) if self.settings.train_steps else 0
+        train = self.settings.train_steps and self.plan.trainable
+        return min(self.settings.train_edges, len(self.plan.edges)) if train else 0
 
     def data_dir(self, name: str) -> Path:
         """Where a process keeps its state."""

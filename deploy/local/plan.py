@@ -65,6 +65,11 @@ class Plan:
             return ()
         return tuple(sorted({box.label for frame in self._frames() for box in frame.boxes}))
 
+    @property
+    def trainable(self) -> bool:
+        """Whether there are objects to learn and to be judged by."""
+        return all(any(frame.boxes for s in part for frame in s.frames) for part in (self.shared, self.held_out))
+
     def _frames(self) -> Iterator[Frame]:
         for sequence in (*self.shared, *self.held_out):
             yield from sequence.frames

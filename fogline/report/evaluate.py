@@ -70,7 +70,9 @@ def evaluate(cluster: Cluster, tracks: Mapping[str, Track], options: Options, te
     with _timed(options, "the same frames through every codec"):
         trials, strips = _trials(plan, received, decoder, cluster, encode.images_per_s, tell)
     comparison: Comparison | None = None
-    if options.compare_training and received:
+    if not plan.trainable:
+        tell("nothing is trained: no shared frame has a box, or no held-out one")
+    elif options.compare_training and received:
         with _timed(options, "training on source and on decoded images"):
             comparison = compare_on(
                 plan,

@@ -11,6 +11,7 @@ from rich.console import Console
 
 from fogline.common.data.clip import write_clip
 from fogline.common.data.load import load_sequence
+from fogline.deploy.local.cluster import Cluster, Settings
 from fogline.deploy.local.job import Track
 from fogline.deploy.local.plan import make_plan
 from fogline.deploy.local.progress import EdgeProgress, FogProgress, Progress, Watch, who_is_stuck
@@ -93,4 +94,15 @@ def test_a_plan_deals_every_shared_frame_to_one_edge(tmp_path: Path) -> None:
         assert plan.expected(edge.name) | edge.content_ids == plan.images.keys()
         assert not plan.expected(edge.name) & edge.content_ids
     assert sum(len(sequence.frames) for sequence in plan.held_out) == 6
-    assert (plan.metric, plan.labels) == ("iou", ())
+    assert (plan.metric, plan.labels, plan.trainable) == ("iou", (), True)
+
+
+def test_without_boxes_there_is_nothing_to_train_on(tmp_path: Path) -> None:
+    (folder,) = write_clip(tmp_path / "clip", cameras=1, frames=10, width=96, height=64)
+    boxes = folder / "groundtruth_rect.txt"
+    lines = boxes.read_text().splitlines()
+    for out, kept in (("a", lines[:7] + [""] * 3), ("b", [""] * 7 + lines[7:])):
+        boxes.write_text("\n".join(kept) + "\n")
+        plan = make_plan([load_sequence(folder)], 2, 0.7)
+        assert not plan.trainable
+        assert Cluster(plan, Settings(out=tmp_path / out, codec="jpeg2", train_steps=5, train_edges=1)).trainers == 0

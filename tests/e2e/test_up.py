@@ -13,6 +13,8 @@ import pytest
 
 from tests.e2e.conftest import Up
 
+pytestmark = pytest.mark.timeout(420)  # half a minute each on two quiet cores; this is for crowded ones
+
 SCHEMA = {
     "schema": None,
     "devices": None,
@@ -152,6 +154,11 @@ def test_a_wrong_setting_ends_it_before_anything_starts(
     done = fogline_up("--data", tmp_path)
     assert done.code == 3
     assert str(tmp_path) in done.text
+    done = fogline_up("--data", tiny_clip[0], "--width", "330")
+    assert done.code == 2
+    assert "multiple of 16" in done.text
+    done = fogline_up("--fps", "nan")
+    assert done.code == 2
     done = fogline_up("--codec-param", "nonsense")
     assert done.code == 2
     assert "K=V" in done.text

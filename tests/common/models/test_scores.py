@@ -59,6 +59,8 @@ def test_the_constant_answer_is_the_best_there_is_in_training() -> None:
     assert constant_score(train, [truth(A), truth(B)], "iou") == 0.5
     # Each camera with its own answer is the harder opponent.
     assert constant_score(train, [truth(A), truth(B)], "iou", (["a", "a", "b"], ["a", "b"])) == 1
+    # A camera that saw nothing in training has the answer of all.
+    assert constant_score([*train, truth()], [truth(A)], "iou", (["a", "a", "b", "c"], ["c"])) == 1
     near = [[0.0, 0.0, 0.2, 0.2], [0.02, 0.0, 0.22, 0.2], [0.04, 0.0, 0.24, 0.2]]
     assert torch.allclose(constant_boxes([truth(b) for b in near]).boxes, torch.tensor([near[1]]))
     with pytest.raises(InputError, match="nothing constant"):
