@@ -127,16 +127,21 @@ class SirenEncoder(ImageEncoder):
         return Layer(kind, self._codec.number, self._codec.version, source.region, source.scale, pack(networks))
 
 
-def background_schedule(params: SirenParams, pixels: int) -> Schedule:
+def background_schedule(params: SirenParams, shape: Shape, pixels: int) -> Schedule:
     """How the fast profile fits a background network for this many pixels."""
     piece = params.slice or min(max(128, round(pixels / 40 / 64) * 64), 1024)
-    return Schedule(params.steps or 1000, piece, 0.1, 0.004, 10.0, 0.2, params.bits)
+    return Schedule(params.steps or 1000, piece, _rate(shape), 0.004, 10.0, 0.2, params.bits)
 
 
-def object_schedule(params: SirenParams, pixels: int) -> Schedule:
+def object_schedule(params: SirenParams, shape: Shape, pixels: int) -> Schedule:
     """How the fast profile fits an object network for this many pixels."""
-    piece = min(max(64, round(pixels / 4 / 64) * 64), 512)
-    return Schedule(params.object_steps or 800, piece, 0.06, 0.01, 10.0, 0.2, params.bits)
+    piece = min(max(64, round(pixels / 2 / 64) * 64), 512)
+    return Schedule(params.object_steps or 800, piece, _rate(shape), 0.02, 10.0, 0.2, params.bits)
+
+
+def _rate(shape: Shape) -> float:
+    """About half of the rate at which networks of this shape begin to collapse to a constant."""
+    return min(0.2, 5 / (shape.width * shape.depth))
 
 
 def residual_range(residual: NDArray[np.float32]) -> float:

@@ -34,9 +34,9 @@ class Signal:
 
 
 def fit_batches(
-    signals: Sequence[Signal], plan: Callable[[int], Schedule], seed: int, device: torch.device
+    signals: Sequence[Signal], plan: Callable[[Shape, int], Schedule], seed: int, device: torch.device
 ) -> list[FittedNetwork]:
-    """Fit every signal on the schedule that `plan` gives for its number of pixels; one network for each, in order."""
+    """Fit every signal, on the schedule that `plan` gives for its shape and number of pixels; one network each."""
     batches = _batches(signals, plan, device)
     out: dict[int, FittedNetwork] = {}
     with ThreadPoolExecutor(_workers(device), initializer=torch.set_num_threads, initargs=(1,)) as pool:
@@ -47,12 +47,12 @@ def fit_batches(
 
 
 def _batches(
-    signals: Sequence[Signal], plan: Callable[[int], Schedule], device: torch.device
+    signals: Sequence[Signal], plan: Callable[[Shape, int], Schedule], device: torch.device
 ) -> list[tuple[Schedule, list[int]]]:
     """Schedule and signals of each batch, the most work first so that the cores finish together."""
     groups: dict[tuple[Shape, Schedule, int], list[int]] = {}
     for i, signal in enumerate(signals):
-        schedule = plan(len(signal.targets))
+        schedule = plan(signal.shape, len(signal.targets))
         slots = len(pixel_order(len(signal.targets), schedule.slice, 0))
         groups.setdefault((signal.shape, schedule, slots), []).append(i)
     budget, workers = (_CPU_ELEMENTS if device.type == "cpu" else _GPU_ELEMENTS), _workers(device)
