@@ -1,5 +1,7 @@
 """The siren decoder against a plain one in float64, at any size and in any company; and hostile payloads."""
 
+from collections.abc import Iterator
+
 import numpy as np
 import pytest
 import torch
@@ -17,6 +19,15 @@ from fogline.common.images.siren_tiles import tiles
 CPU = torch.device("cpu")
 WHOLE = (0.0, 0.0, 1.0, 1.0)
 GREY = 1 / 255
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Tensors this small are not worth threads, which only wait for each other on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def networks(depth: int = 2, width: int = 8, columns: int = 1, rows: int = 1, seed: int = 0) -> Networks:

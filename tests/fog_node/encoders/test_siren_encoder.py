@@ -1,5 +1,7 @@
 """The siren encoder on small synthetic images: quality, the closed loop, batching, boxes of every kind."""
 
+from collections.abc import Iterator
+
 import numpy as np
 import pytest
 import torch
@@ -20,6 +22,15 @@ from fogline.fog_node.encoders.siren_shapes import background_networks, coeffici
 CPU = torch.device("cpu")
 WHOLE = (0.0, 0.0, 1.0, 1.0)
 SMALL = {"depth": 2, "width": 8, "columns": 1, "rows": 1, "steps": 120, "object_steps": 120}
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Tensors this small are not worth threads, which only wait for each other on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def picture(width: int = 48, height: int = 36, seed: int = 0, box: tuple[int, int, int, int] = (12, 8, 14, 16)):
@@ -214,7 +225,7 @@ def test_every_pixel_is_visited() -> None:
 
 def test_the_reference_profile_learns_and_decodes() -> None:
     source = picture(24, 18, box=(4, 4, 10, 8))
-    params = {"profile": "reference", "steps": 150, "object_steps": 50}
+    params = {"profile": "reference", "steps": 80, "object_steps": 20}
     (image,) = build_encoder("siren", params).encode([source])
     nets = unpack(image.layers[0].payload)
     assert (nets.shape, nets.grid) == (Shape(10, 28), Grid(1, 1))
