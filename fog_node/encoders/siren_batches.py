@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -75,4 +74,4 @@ def _fit(signals: Sequence[Signal], schedule: Schedule, seed: int, device: torch
 
 
 def _workers(device: torch.device) -> int:
-    return len(os.sched_getaffinity(0)) if device.type == "cpu" else 1
+    return torch.get_num_threads() if device.type == "cpu" else 1

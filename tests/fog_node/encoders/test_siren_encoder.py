@@ -93,7 +93,7 @@ def test_more_steps_are_better() -> None:
 
 
 def test_the_loop_is_closed_over_the_quantised_background(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With 5-bit weights the decoded background is far from a fine one; an object fitted to the latter corrects wrongly."""
+    """At 5 bits the decoded background is far from a fine one; an object fitted to the latter corrects wrongly."""
     source = picture(box=(12, 8, 7, 7))
     params = {"width": 12, "bits": 5, "steps": 200, "object_steps": 400}
     original = in_box(source.pixels / 255, source)
