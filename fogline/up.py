@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fogline import __version__
+from fogline.commands.parameters import parse
 from fogline.common.data.load import load_sequence
 from fogline.common.data.sequence import AnnotatedSequence
 from fogline.common.errors import ConfigError, FormatError
@@ -99,7 +100,8 @@ def _check(arguments: argparse.Namespace) -> None:
         )
     from fogline.fog_node.encoders import build_encoder
 
-    build_encoder(arguments.image_codec, codec_params(arguments.codec_param), "cpu")  # refuses a wrong parameter
+    params = parse("--codec-param", arguments.codec_param)
+    build_encoder(arguments.image_codec, params, "cpu")  # refuses a wrong parameter
 
 
 def _fresh_folder(out: Path) -> Path:
@@ -147,22 +149,6 @@ def _unique(sequences: Sequence[AnnotatedSequence]) -> tuple[AnnotatedSequence, 
     return tuple(named)
 
 
-def codec_params(pairs: Sequence[str]) -> dict[str, Any]:
-    """`k=v` with YAML values. Raises ConfigError."""
-    import yaml
-
-    params = {}
-    for pair in pairs:
-        key, equals, value = pair.partition("=")
-        if not key or not equals:
-            raise ConfigError(f"--codec-param {pair!r} is not K=V; write it as --codec-param background_quality=30")
-        try:
-            params[key] = yaml.safe_load(value)
-        except yaml.YAMLError as error:
-            raise ConfigError(f"--codec-param {pair!r}: {value!r} is not a YAML value: {error}") from error
-    return params
-
-
 class _Run:
     """One run, step by step."""
 
@@ -180,7 +166,7 @@ class _Run:
         self.settings = Settings(
             out=out,
             codec=arguments.image_codec,
-            codec_params=codec_params(arguments.codec_param),
+            codec_params=parse("--codec-param", arguments.codec_param),
             width=arguments.width,
             height=training_size(source.sequences, arguments.width)[1],
             fps=arguments.fps,

@@ -11,9 +11,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from fogline.commands.archive import ArchiveWriter
+from fogline.commands.parameters import parse
 from fogline.common.data import AnnotatedSequence, Frame, load_sequence
 from fogline.common.errors import ConfigError, InputError
 from fogline.common.images.codec import ImageEncoder, SourceImage
@@ -43,7 +42,7 @@ def run(arguments: argparse.Namespace) -> int:
     sequence = load_sequence(arguments.folder)
     for refused in sequence.refused:
         sys.stderr.write(f"left out: {refused}\n")
-    encoder = build_encoder(arguments.codec, _parameters(arguments.param), arguments.device)
+    encoder = build_encoder(arguments.codec, parse("--param", arguments.param), arguments.device)
     source_bytes = record_bytes = shared_bytes = done = 0
     refusals = len(sequence.refused)
     began = time.monotonic()
@@ -103,13 +102,3 @@ def _encode(
     for (record, _, size), image in zip(loaded, encoded, strict=True):
         shared = tuple(state.digest for state in image.shared)
         yield replace(record, layers=image.layers, shared=shared), size, image.shared
-
-
-def _parameters(items: Sequence[str]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for item in items:
-        key, equals, value = item.partition("=")
-        if not equals:
-            raise ConfigError(f"--param {item!r} is not KEY=VALUE; write it as --param steps=2000")
-        found[key] = yaml.safe_load(value)
-    return found

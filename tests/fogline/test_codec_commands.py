@@ -13,6 +13,7 @@ from PIL import Image
 
 from fogline.cli import main
 from fogline.commands.archive import ArchiveWriter, read_archive
+from fogline.commands.parameters import parse
 from fogline.common.data.clip import write_clip
 from fogline.common.errors import ConfigError, FormatError, InputError
 from fogline.common.images.record import ImageRecord, SharedState
@@ -105,3 +106,9 @@ def test_any_damage_is_noticed(archive: Path, tmp_path: Path, data: st.DataObjec
     path.write_bytes(bad)
     with pytest.raises(FormatError):
         list(read_archive(path))
+
+
+@pytest.mark.parametrize(("pair", "says"), [("steps", "K=V"), ("=3", "K=V"), ("steps=[", "not a YAML value")])
+def test_a_wrong_parameter_is_told(pair: str, says: str) -> None:
+    with pytest.raises(ConfigError, match=f"--param.*{says}"):
+        parse("--param", [pair])
