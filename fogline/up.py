@@ -31,7 +31,7 @@ CODECS = ("siren", "jpeg2", "avif2")
 NEEDS = ("torch", "safetensors", "rich", "matplotlib", "jinja2")
 MARK = "fogline-run.json"  # tells a folder of ours, which may be replaced, from anybody else's
 CLIP_EDGES, CLIP_FRAMES = 3, 20
-CLIP_STEPS = 150  # of training on the built-in clip, so that the whole takes minutes
+CLIP_STEPS = 120  # of training on the built-in clip, so that the whole takes minutes
 STEPS = 600
 
 

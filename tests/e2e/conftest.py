@@ -42,7 +42,7 @@ def fogline_up(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Up]:
     def run(*arguments: object) -> Up:
         out = tmp_path_factory.mktemp("up") / "out"
         command = [sys.executable, "-m", "fogline", "up", "--out", str(out), *map(str, arguments)]
-        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=110)
+        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=400)
         return Up(out, done.returncode, done.stdout)
 
     return run

@@ -72,6 +72,7 @@ def started() -> Iterator[list[Host]]:
         assert host.process.wait(20) == 0, host.log.read_text()[-2000:]
 
 
+@pytest.mark.timeout(240)
 def test_following_the_guide_shares_images(
     etc: Path, started: list[Host], wait_until: WaitUntil, tmp_path: Path
 ) -> None:

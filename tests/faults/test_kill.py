@@ -14,7 +14,7 @@ from fogline.deploy.local.plan import Plan
 from tests.faults.conftest import Kill, random_kills, run_with_kills
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(420)
 def test_one_of_each_dies_in_one_job(plan: Plan, tmp_path: Path) -> None:
     kills = [
         Kill("edge-02", 0.05),
@@ -29,6 +29,7 @@ def test_one_of_each_dies_in_one_job(plan: Plan, tmp_path: Path) -> None:
     assert restarts == {"cloud": 1, "fog": 1, "edge-01": 0, "edge-02": 1, "edge-03": 1}
 
 
+@pytest.mark.timeout(240)
 def test_a_stall_names_who_is_stuck_and_shows_the_log(plan: Plan, tmp_path: Path) -> None:
     cluster = Cluster(plan, Settings(out=tmp_path / "out", codec="jpeg2", width=96, height=64))
     try:
@@ -44,13 +45,13 @@ def test_a_stall_names_who_is_stuck_and_shows_the_log(plan: Plan, tmp_path: Path
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(420)
 @pytest.mark.parametrize("seed", range(20))
 def test_one_random_kill(plan: Plan, tmp_path: Path, seed: int) -> None:
     run_with_kills(plan, tmp_path / "out", random_kills(seed, 1), train_steps=20)
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_many_random_kills_in_one_job(plan: Plan, tmp_path: Path) -> None:
     run_with_kills(plan, tmp_path / "out", random_kills(2024, 12), train_steps=40)
