@@ -9,7 +9,8 @@ costs.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, ClassVar
 
 import numpy as np
@@ -91,18 +92,39 @@ def evaluate(layers: Weights, xs: torch.Tensor, ys: torch.Tensor) -> torch.Tenso
     stride = max(1, min(h, budget // (w * width)))
     networks = max(1, budget // (w * width * stride))
     out = xs.new_empty(count, 3, h, w)
-    for start in range(0, count, networks):
-        some = slice(start, start + networks)
-        for top in range(0, h, stride):
-            rows = slice(top, top + stride)
-            grid = sin_y[some, :, rows, None] * cos_x[some, :, None]
-            grid.addcmul_(cos_y[some, :, rows, None], sin_x[some, :, None])
-            values = grid.view(-1, width, grid.shape[2] * w)
-            for weights, biases in rest[:-1]:
-                values = _sine_(torch.baddbmm(biases[some], weights[some], values))
-            weights, biases = rest[-1]
-            out[some, :, rows] = torch.baddbmm(biases[some], weights[some], values).view(-1, 3, grid.shape[2], w)
+
+    def fill(piece: tuple[int, int]) -> None:
+        some, rows = slice(piece[0], piece[0] + networks), slice(piece[1], piece[1] + stride)
+        grid = sin_y[some, :, rows, None] * cos_x[some, :, None]
+        grid.addcmul_(cos_y[some, :, rows, None], sin_x[some, :, None])
+        values = grid.view(-1, width, grid.shape[2] * w)
+        for weights, biases in rest[:-1]:
+            values = _sine_(torch.baddbmm(biases[some], weights[some], values))
+        weights, biases = rest[-1]
+        out[some, :, rows] = torch.baddbmm(biases[some], weights[some], values).view(-1, 3, grid.shape[2], w)
+
+    _each(fill, [(start, top) for start in range(0, count, networks) for top in range(0, h, stride)], xs.device)
     return out
+
+
+def _each(call: Callable[[tuple[int, int]], None], pieces: Sequence[tuple[int, int]], device: torch.device) -> None:
+    """Call for every piece; on a CPU, pieces side by side on single threads.
+
+    A thread team inside each product would leave numpy's sines to one core, and on a busy machine spin for its members.
+    """
+    threads = min(torch.get_num_threads(), len(pieces)) if device.type == "cpu" else 1
+    inference = torch.is_inference_mode_enabled()  # of this thread, and the others may not write to its tensors without
+
+    def in_mode(piece: tuple[int, int]) -> None:
+        with torch.inference_mode(inference):
+            call(piece)
+
+    if threads > 1:
+        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            list(pool.map(in_mode, pieces))
+    else:
+        for piece in pieces:
+            call(piece)
 
 
 def _sine_(x: torch.Tensor) -> torch.Tensor:

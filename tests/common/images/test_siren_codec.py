@@ -136,6 +136,15 @@ def test_thread_counts_agree_within_a_grey_level() -> None:
         assert np.abs(image - images[0]).max() < GREY / 10
 
 
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_it_decodes_on_several_threads_in_any_mode(mode: type) -> None:
+    torch.set_num_threads(2)
+    nets, place = [networks(3, 20, 4, 3)], [Placement(0, 0, 160, 120, WHOLE)]
+    with mode():
+        inside = render(nets, place)[0].copy()
+    np.testing.assert_array_equal(inside, render(nets, place)[0])
+
+
 @given(
     st.integers(1, 40), st.integers(1, 40), st.integers(1, 16), st.integers(1, 16),
     st.floats(-0.1, 0.6), st.floats(0.61, 1.1),
