@@ -112,7 +112,8 @@ def _each(call: Callable[[tuple[int, int]], None], pieces: Sequence[tuple[int, i
 
     A thread team inside each product would leave numpy's sines to one core, and on a busy machine spin for its members.
     """
-    threads = min(torch.get_num_threads(), len(pieces)) if device.type == "cpu" else 1
+    configured = torch.get_num_threads()
+    threads = min(configured, len(pieces)) if device.type == "cpu" else 1
     inference = torch.is_inference_mode_enabled()  # of this thread, and the others may not write to its tensors without
 
     def in_mode(piece: tuple[int, int]) -> None:
@@ -122,6 +123,7 @@ def _each(call: Callable[[tuple[int, int]], None], pieces: Sequence[tuple[int, i
     if threads > 1:
         with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
             list(pool.map(in_mode, pieces))
+        torch.set_num_threads(configured)  # a part of the setting is the process's, not the thread's
     else:
         for piece in pieces:
             call(piece)
