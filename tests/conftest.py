@@ -18,6 +18,7 @@ import pytest
 
 from fogline.common import pki
 from fogline.common.config import TlsConfig
+from fogline.common.trace import trace_id
 
 RUN_MARK = "FOGLINE_TEST_RUN"
 ROOT = Path(__file__).resolve().parent.parent
@@ -103,6 +104,12 @@ def wait_until() -> WaitUntil:
             time.sleep(0.01)
 
     return wait
+
+
+@pytest.fixture(autouse=True)
+def _no_trace() -> None:
+    """Start every test without the trace id that one before left in the context."""
+    trace_id.set("")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -195,7 +195,7 @@ def payloads() -> dict[str, bytes]:
         "avif2-unit-beyond-end": coded(2, sequence() + b"\x32\x7fabcd"),
         "avif2-unit-size-endless": coded(2, sequence() + b"\x32" + b"\xff" * 8),
         "avif2-unit-of-zero": coded(2, sequence() + b"\x32\x00"),
-        "siren-empty-shape": coded(3, b"\x00\x00"),
+        "siren-empty-shape": coded(3, b"\x00\x00\x00"),
         "siren-huge-shape": coded(3, b"\xff\xff" + bytes(64)),
         "siren-cut": coded(3, b"\x03\x0a\x01"),
     }
