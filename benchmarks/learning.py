@@ -6,7 +6,7 @@ Same model, seeds and steps on every kind of images; the figure is the differenc
     python -m fogline.benchmarks.learning --json results.json          # everything
     python -m fogline.benchmarks.learning --quick                      # one seed, few steps, jpeg2
 
-`ruined` is a control that must fail: backgrounds at the lowest quality and no object layers.
+`ruined` is a control that must fail: backgrounds of 40 pixels across at a low quality, and no object layers.
 Output, schema 1: `data.<set>` has the metric, frames, training size and recipe, `untrained`, `constant_box` and
 `constant_box_per_camera`; `source` and each of `codecs.<name>` have the score for each seed with mean and standard
 deviation, and `curves`; a codec also `difference` (score minus score on source, by seed), `within_0_02` of its mean,
@@ -44,16 +44,15 @@ from fogline.fog_node.encoders import build_encoder
 
 SCHEMA = 1
 TOLERANCE = 0.02
-CODED_WIDTH = 320
 TRACKING = ("OTB_Crossing", "OTB_Human7", "VOT15_bag", "UAV123_boat1")
 CELLS = ("RBC", "WBC", "Platelets")
 BATCH = 32  # frames that are encoded at once
-# name in the results -> codec, parameters, whether object layers are kept
-CODECS: dict[str, tuple[str, dict[str, Any], bool]] = {
-    "jpeg2": ("jpeg2", {}, True),
-    "avif2": ("avif2", {}, True),
-    "siren": ("siren", {}, True),
-    "ruined": ("jpeg2", {"background_quality": 1}, False),
+# name in the results -> codec, parameters, coded width, whether object layers are kept
+CODECS: dict[str, tuple[str, dict[str, Any], int, bool]] = {
+    "jpeg2": ("jpeg2", {}, 320, True),
+    "avif2": ("avif2", {}, 320, True),
+    "siren": ("siren", {}, 320, True),
+    "ruined": ("jpeg2", {"background_quality": 5}, 40, False),
 }
 
 
@@ -180,13 +179,13 @@ def through_codec(
     case: Case, sequences: Sequence[AnnotatedSequence], name: str, cache: Path, source: Annotated
 ) -> tuple[Annotated, dict[str, Any]]:
     """The same frames, encoded, stored as records and decoded at the training size; and what that cost."""
-    codec, params, with_objects = CODECS[name]
+    codec, params, coded_width, with_objects = CODECS[name]
     decoder = BatchDecoder()
     images: list[torch.Tensor] = []
     qualities: list[quality.Quality] = []
     size, shared = 0, dict[bytes, bytes]()
     for sequence in sequences:
-        for original, record, blobs in encoded(sequence, codec, params, cache):
+        for original, record, blobs in encoded(sequence, codec, params, coded_width, cache):
             if not with_objects:
                 record = dataclasses.replace(record, layers=record.layers[:1])
             shared |= blobs
@@ -203,6 +202,7 @@ def through_codec(
     cost = {
         "codec": codec,
         "params": params,
+        "coded_width": coded_width,
         "object_layers": with_objects,
         "bytes_per_image": size / len(images),
         "full_psnr_db": mean.full,
@@ -213,10 +213,10 @@ def through_codec(
 
 
 def encoded(
-    sequence: AnnotatedSequence, codec: str, params: dict[str, Any], cache: Path
+    sequence: AnnotatedSequence, codec: str, params: dict[str, Any], width: int, cache: Path
 ) -> Iterator[tuple[SourceImage, ImageRecord, dict[bytes, bytes]]]:
     """Each frame's original at the coded size, its record, and the shared state that it needs; encoded only once."""
-    key = hashlib.sha256(json.dumps([codec, params, CODED_WIDTH], sort_keys=True).encode()).hexdigest()[:16]
+    key = hashlib.sha256(json.dumps([codec, params, width], sort_keys=True).encode()).hexdigest()[:16]
     folder = cache / f"{codec}-{key}"
     folder.mkdir(parents=True, exist_ok=True)
     encoder = build_encoder(codec, params, "cpu")
@@ -224,7 +224,7 @@ def encoded(
         frames = sequence.frames[start : start + BATCH]
         files = [frame.path.read_bytes() for frame in frames]
         digests = [hashlib.sha256(file).digest() for file in files]
-        sources = [_at_coded_size(frame, file, sequence.name) for frame, file in zip(frames, files, strict=True)]
+        sources = [_at_coded_size(frame, file, sequence.name, width) for frame, file in zip(frames, files, strict=True)]
         paths = [folder / digest.hex() for digest in digests]
         missing = [i for i, path in enumerate(paths) if not path.is_file()]
         for i, result in zip(missing, encoder.encode([sources[i] for i in missing]), strict=True):
@@ -239,8 +239,8 @@ def encoded(
             yield source, record, {digest: (folder / digest.hex()).read_bytes() for digest in record.shared}
 
 
-def _at_coded_size(frame: Frame, file: bytes, camera: str) -> SourceImage:
-    width = min(CODED_WIDTH, frame.width)
+def _at_coded_size(frame: Frame, file: bytes, camera: str, width: int) -> SourceImage:
+    width = min(width, frame.width)
     height = round(frame.height * width / frame.width / 2) * 2
     scale = (width / frame.width, height / frame.height)
     boxes = tuple((b.x, b.y, b.w, b.h) for b in (box.scaled(*scale) for box in frame.boxes))
