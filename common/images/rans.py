@@ -2,8 +2,8 @@
 
 Range asymmetric numeral systems (J. Duda, arXiv:1311.2540) with one 32-bit state and byte-wise renormalisation. Both
 ends derive the frequency tables by integer arithmetic from a table number, so two devices never have to agree on
-floating point. A stream has one lane: at the few thousand symbols of a layer, plain Python integers take 0.13 us a symbol;
-numpy over interleaved lanes would need about 100 of them to win (estimated), and every lane costs 4 bytes.
+floating point. A stream has one lane: at the few thousand symbols of a layer, plain Python integers take 0.13 us a
+symbol; numpy over interleaved lanes would need about 100 of them to win (estimated), and every lane costs 4 bytes.
 
 Stream: the encoder's final state (4 bytes, big-endian), then renormalisation bytes in the order the decoder reads them.
 A decoder must end in the state that the encoder began with, with every byte read.
