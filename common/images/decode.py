@@ -14,6 +14,7 @@ from fogline.common.images import builtin as builtin  # registers the codecs
 from fogline.common.images.codec import LayerCodec, Placement, codec_of
 from fogline.common.images.record import ImageRecord, LayerKind
 from fogline.common.images.regions import Region, place
+from fogline.common.images.views import View, place_view
 
 
 @dataclass(frozen=True)
@@ -70,12 +71,22 @@ class BatchDecoder:
         size: tuple[int, int] | None = None,
         *,
         layers: Literal["all", "background"] = "all",
+        views: Sequence[View] | None = None,
     ) -> torch.Tensor:
         """Decode a batch to float32 (B, 3, H, W) in [0, 1] on the device.
 
         `size` is (width, height); None takes the coded size, which must then be the same for all. Each
-        codec is called once, with all of its layers in the batch.
+        codec is called once, with all of its layers in the batch. With `views`, one for each image, only these
+        parts are decoded, each at `size`; layers that a view does not show are not decoded at all. Raises InputError
+        for a view that leaves its frame, FormatError for a payload that only decoding shows to be malformed.
         """
+        if views is not None:
+            if size is None or len(views) != len(prepared):
+                raise InputError(
+                    f"{len(views)} views of {len(prepared)} images at {size}: give a size, and one of each"
+                )
+            for image, view in zip(prepared, views, strict=True):
+                view.check(image.size)
         if size is None:
             sizes = {image.size for image in prepared}
             if len(sizes) != 1:
@@ -86,7 +97,7 @@ class BatchDecoder:
             for index, image in enumerate(prepared)
             for layer in image.layers
             if layers == "all" or layer.kind is LayerKind.BACKGROUND
-            if (placement := place(layer.region, image.size, size)) is not None
+            if (placement := _place(layer.region, image.size, views[index] if views else None, size)) is not None
         ]
         pixels = self._render(jobs)
         out = torch.empty((len(prepared), 3, size[1], size[0]), device=self._device)
@@ -97,6 +108,9 @@ class BatchDecoder:
                 window.add_(tensor, alpha=job.layer.scale)
             else:
                 window.copy_(tensor)
+        if flipped := [index for index, view in enumerate(views or ()) if view.flip]:
+            rows = torch.tensor(flipped).to(self._device, non_blocking=True)
+            out[rows] = out[rows].flip(-1)
         return out.clamp_(0, 1)
 
     def _render(self, jobs: Sequence[_Job]) -> list[torch.Tensor]:
@@ -115,6 +129,10 @@ class BatchDecoder:
             )
             pixels.update(zip(indices, tensors, strict=True))
         return [pixels[i] for i in range(len(jobs))]
+
+
+def _place(region: Region, frame: tuple[int, int], view: View | None, size: tuple[int, int]) -> Placement | None:
+    return place(region, frame, size) if view is None else place_view(region, view, size)
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
-from fogline.commands.archive import read_archive
 from fogline.common.errors import ConfigError, FormatError
+from fogline.common.images.archive import read_archive
 from fogline.common.images.record import ImageRecord, SharedState
 
 if TYPE_CHECKING:

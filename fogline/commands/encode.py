@@ -11,10 +11,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from fogline.commands.archive import ArchiveWriter
 from fogline.commands.parameters import parse
 from fogline.common.data import AnnotatedSequence, Frame, load_sequence
 from fogline.common.errors import ConfigError, InputError
+from fogline.common.images.archive import ArchiveWriter
 from fogline.common.images.codec import ImageEncoder, SourceImage
 from fogline.common.images.container import MAX_CAMERA_BYTES
 from fogline.common.images.jpeg import decode_jpeg, resize

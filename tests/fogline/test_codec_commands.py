@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from fogline.cli import main
-from fogline.commands.archive import ArchiveWriter, read_archive
 from fogline.commands.parameters import parse
 from fogline.common.data.clip import write_clip
 from fogline.common.errors import ConfigError, FormatError, InputError
+from fogline.common.images.archive import ArchiveWriter, read_archive
 from fogline.common.images.record import ImageRecord, SharedState
 
 
