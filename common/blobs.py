@@ -78,18 +78,11 @@ class BlobStore:
 
     def get(self, digest: bytes) -> bytes:
         """Return a blob's bytes, verified against its digest."""
-        try:
-            data = self.path(digest).read_bytes()
-        except FileNotFoundError:
-            raise self._absent(digest) from None
-        if hashlib.sha256(data).digest() != digest:
-            raise FormatError(f"blob {digest.hex()} in {self._root} is damaged on disk; delete it and fetch it again")
-        return data
+        return read_blob(self._root, digest)
 
     def path(self, digest: bytes) -> Path:
         """Return where a blob is or would be."""
-        name = _name(digest)
-        return self._root / name[:2] / name
+        return _path(self._root, digest)
 
     def has(self, digest: bytes) -> bool:
         """Whether the whole blob is held."""
@@ -100,7 +93,7 @@ class BlobStore:
         try:
             return self.path(digest).stat().st_size
         except FileNotFoundError:
-            raise self._absent(digest) from None
+            raise _absent(self._root, digest) from None
 
     def digests(self) -> Iterator[bytes]:
         """Yield the digest of every whole blob, in no order."""
@@ -160,7 +153,7 @@ class BlobStore:
             try:
                 file = partial.open("rb")
             except FileNotFoundError:
-                raise self._absent(digest) from None
+                raise _absent(self._root, digest) from None
             with file:
                 sha = hashlib.sha256()
                 while block := file.read(_BLOCK):
@@ -223,9 +216,6 @@ class BlobStore:
             )
         return InternalError(f"store {self._root} can't be written: {error}; check the disk and the folder's owner")
 
-    def _absent(self, digest: bytes) -> FormatError:
-        return FormatError(f"blob {digest.hex()} is not in the store {self._root}")
-
     def _new_temp(self) -> tuple[Path, int]:
         while True:
             path = self._temps / secrets.token_hex(8)
@@ -243,6 +233,29 @@ class BlobStore:
             with suppress(FileNotFoundError, BlockingIOError), path.open("rb") as file:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 path.unlink()
+
+
+def read_blob(root: Path, digest: bytes) -> bytes:
+    """A blob's bytes from the store in `root`, verified; for readers, who need not open the store.
+
+    Raises FormatError for a blob that is absent or does not match its digest.
+    """
+    try:
+        data = _path(root, digest).read_bytes()
+    except FileNotFoundError:
+        raise _absent(root, digest) from None
+    if hashlib.sha256(data).digest() != digest:
+        raise FormatError(f"blob {digest.hex()} in {root} is damaged on disk; delete it and fetch it again")
+    return data
+
+
+def _absent(root: Path, digest: bytes) -> FormatError:
+    return FormatError(f"blob {digest.hex()} is not in the store {root}")
+
+
+def _path(root: Path, digest: bytes) -> Path:
+    name = _name(digest)
+    return root / name[:2] / name
 
 
 def _name(digest: bytes) -> str:

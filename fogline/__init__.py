@@ -1,9 +1,28 @@
 """Fogline: learning across edge, fog and cloud."""
 
+from __future__ import annotations
+
 import os
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from fogline.common.loader.loader import DecodedLoader as DecodedLoader
+    from fogline.common.models.augment import Augment as Augment
 
 __version__ = "0.1.0"
 
 # gRPC writes to stderr by itself, between our structured logs, what we raise and log as errors anyway. It looks at this
 # when it is first imported, so nothing later than here would do; a value that the user has set stays.
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+
+# Imported when they are asked for: they need torch, which an agent that only captures and receives does without.
+_LAZY = {"DecodedLoader": "fogline.common.loader.loader", "Augment": "fogline.common.models.augment"}
+
+
+def __getattr__(name: str) -> object:
+    """`fogline.DecodedLoader` and `fogline.Augment`. Raises AttributeError for any other name."""
+    if name not in _LAZY:
+        raise AttributeError(f"module 'fogline' has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(_LAZY[name]), name)

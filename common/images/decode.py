@@ -46,8 +46,13 @@ class PreparedImage:
 class BatchDecoder:
     """Decodes batches of prepared images on one device. Safe to share between threads."""
 
-    def __init__(self, device: str = "cpu") -> None:
+    def __init__(self, device: str | torch.device = "cpu") -> None:
         self._device = torch.device(device)
+
+    @property
+    def device(self) -> torch.device:
+        """Where images are decoded to."""
+        return self._device
 
     def prepare(self, record: ImageRecord, shared: Mapping[bytes, bytes]) -> PreparedImage:
         """Parse a record's payloads, once. `shared` maps digests to blobs.

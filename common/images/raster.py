@@ -61,7 +61,11 @@ def qualities(name: str, params: Mapping[str, Any], defaults: Mapping[str, int])
 
 
 def render(
-    decode: Callable[[T], Image.Image], prepared: Sequence[T], places: Sequence[Placement], device: torch.device
+    decode: Callable[[T], Image.Image],
+    prepared: Sequence[T],
+    places: Sequence[Placement],
+    device: torch.device,
+    resample: Image.Resampling = Image.Resampling.BICUBIC,
 ) -> list[torch.Tensor]:
     """Decode rasters and resample them to their places: float32 (3, h, w) in [0, 1] each.
 
@@ -73,7 +77,7 @@ def render(
     pixels = np.empty(offsets[-1], np.uint8)
 
     def one(index: int) -> None:
-        image = _resample(decode(prepared[index]), places[index])
+        image = _resample(decode(prepared[index]), places[index], resample)
         pixels[offsets[index] : offsets[index + 1]] = np.asarray(image).reshape(-1)
 
     _map(one, range(len(prepared)))
@@ -84,14 +88,14 @@ def render(
     ]
 
 
-def _resample(image: Image.Image, place: Placement) -> Image.Image:
+def _resample(image: Image.Image, place: Placement, method: Image.Resampling) -> Image.Image:
     box = (0.0, 0.0, 1.0, 1.0)
     if place.source == box and image.size == (place.w, place.h):
         return image
     # Pillow reads no pixel outside the image: edges that lie half a target pixel beyond it are pulled in.
     u0, v0, u1, v1 = (min(max(v, 0.0), 1.0) for v in place.source)
     box = (u0 * image.width, v0 * image.height, u1 * image.width, v1 * image.height)
-    return image.resize((place.w, place.h), Image.Resampling.BICUBIC, box)
+    return image.resize((place.w, place.h), method, box)
 
 
 def _map(function: Callable[[T], R], items: Sequence[T]) -> list[R]:

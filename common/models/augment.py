@@ -1,19 +1,57 @@
-"""Random crops, flips and light: many views of few images. All randomness comes from one generator."""
+"""Random crops, flips and light: many views of few images. All randomness comes from numbers that are given.
+
+What a view shows is drawn apart from its pixels, so that they may be cut from an image that is at hand or be decoded
+straight from a record (`images/views.py`).
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fogline.common.models.detection import Target
+from fogline.common.errors import ConfigError
+from fogline.common.models.detection import Target, flat
 
-_ZOOM = (0.6, 1.6)
-_ASPECT = 0.12  # each axis by up to this much more or less
-_VISIBLE = 0.5  # an object is a target when this share of it is in view
-_TOWARDS_OBJECT = 0.7  # share of views that hold an object's centre; the others lie anywhere
+DRAWS = 13  # numbers in 0..1 that a view takes
+
+
+@dataclass(frozen=True)
+class Augment:
+    """How views are drawn. The defaults are what the published learning figures were measured with."""
+
+    zoom: tuple[float, float] = (0.6, 1.6)  # pixels of the view to one of the image, drawn on a logarithmic scale
+    aspect: float = 0.12  # each axis by up to this share more or less
+    flip: float = 0.5  # share of views that are mirrored
+    towards_object: float = 0.7  # share of views that hold an object's centre; the others lie anywhere
+    visible: float = 0.5  # an object is a target when this share of it is in view
+    light: float = 1.0  # strength of the changes of exposure and colour; 0: none
+
+    def __post_init__(self) -> None:
+        shares = (self.flip, self.towards_object, self.visible)
+        if not (
+            0 < self.zoom[0] <= self.zoom[1] < float("inf")
+            and 0 <= self.aspect < 1
+            and all(0 <= share <= 1 for share in shares)
+            and 0 <= self.light <= 2
+        ):
+            raise ConfigError(
+                f"{self}: zoom must be two rising numbers above 0, aspect below 1, shares 0 to 1, light 0 to 2"
+            )
+
+
+@dataclass(frozen=True)
+class Cuts:
+    """What the views of a batch show of their images, as shares of their width and height, float32 (B) each."""
+
+    x0: Tensor
+    y0: Tensor
+    wide: Tensor
+    tall: Tensor
+    flip: Tensor  # bool
 
 
 def random_views(
@@ -21,45 +59,77 @@ def random_views(
 ) -> tuple[Tensor, list[Target]]:
     """A view of `size` (w, h) of each image: float32 (B, 3, h, w) and its targets, which may be none."""
     batch, _, height, width = images.shape
-    r = torch.rand(batch, 12, generator=generator)
-    zoom = _ZOOM[0] * (_ZOOM[1] / _ZOOM[0]) ** r[:, 0]
-    # Extent of the view, as a share of the image. A view never holds more than the whole image.
-    wide = (size[0] / width / zoom * (1 + _ASPECT * (2 * r[:, 1] - 1))).clamp(max=1.0)
-    tall = (size[1] / height / zoom * (1 + _ASPECT * (2 * r[:, 2] - 1))).clamp(max=1.0)
+    augment = Augment()
+    draws = torch.rand(batch, 12, generator=generator)
+    boxes, owner = flat(targets)
+    cuts = draw_cuts(draws, (size[0] / width, size[1] / height), boxes, owner, augment)
+    draws = torch.cat((draws, torch.rand(batch, 1, generator=generator)), 1)
+    return expose(cut(images, cuts, size), draws, augment), seen(targets, cuts, augment)
+
+
+def draw_cuts(
+    draws: Tensor,
+    extent: tuple[float | Tensor, float | Tensor],
+    boxes: Tensor,
+    owner: Tensor,
+    augment: Augment,
+) -> Cuts:
+    """What each view shows, by `draws` (B, DRAWS).
+
+    `extent` is the share of an image's width and height that a view takes at zoom 1: numbers, or tensors (B). A view
+    never holds more than the whole image.
+    """
+    r, (low, high) = draws, augment.zoom
+    zoom = low * (high / low) ** r[:, 0]
+    wide = (extent[0] / zoom * (1 + augment.aspect * (2 * r[:, 1] - 1))).clamp(max=1.0)
+    tall = (extent[1] / zoom * (1 + augment.aspect * (2 * r[:, 2] - 1))).clamp(max=1.0)
     x0, y0 = r[:, 3] * (1 - wide), r[:, 4] * (1 - tall)
-    for i, target in enumerate(targets):
-        if len(target.boxes) and r[i, 5] < _TOWARDS_OBJECT:
-            box = target.boxes[int(r[i, 6] * len(target.boxes))]
-            middle = (box[:2] + box[2:]) / 2
-            x0[i] = (middle[0] - r[i, 3] * wide[i]).clamp(min=0).minimum(1 - wide[i])
-            y0[i] = (middle[1] - r[i, 4] * tall[i]).clamp(min=0).minimum(1 - tall[i])
-    flip = r[:, 7] < 0.5
-    views = _cut(images, x0, y0, wide, tall, flip, size)
-    gain = 1 + 0.3 * (r[:, 8] - 0.5)[:, None] + 0.1 * (r[:, 9:12] - 0.5)
-    lift = 0.1 * (torch.rand(batch, 1, generator=generator) - 0.5)
-    views = (views * gain[:, :, None, None] + lift[:, :, None, None]).clamp(0, 1)
-    return views, [_seen(t, x0[i], y0[i], wide[i], tall[i], bool(flip[i])) for i, t in enumerate(targets)]
+    counts = torch.bincount(owner, minlength=len(r))
+    aimed = torch.nonzero((counts > 0) & (r[:, 5] < augment.towards_object)).flatten()
+    if len(aimed):
+        first = counts.cumsum(0) - counts
+        box = boxes[(first + (r[:, 6] * counts).long())[aimed]]
+        middle = (box[:, :2] + box[:, 2:]) / 2
+        w, h = wide[aimed], tall[aimed]
+        x0[aimed] = (middle[:, 0] - r[aimed, 3] * w).clamp(min=0).minimum(1 - w)
+        y0[aimed] = (middle[:, 1] - r[aimed, 4] * h).clamp(min=0).minimum(1 - h)
+    return Cuts(x0, y0, wide, tall, r[:, 7] < augment.flip)
 
 
-def _cut(
-    images: Tensor, x0: Tensor, y0: Tensor, wide: Tensor, tall: Tensor, flip: Tensor, size: tuple[int, int]
-) -> Tensor:
+def cut(images: Tensor, cuts: Cuts, size: tuple[int, int]) -> Tensor:
+    """The views' pixels from images (B, 3, H, W), bilinear: (B, 3, h, w)."""
     theta = torch.zeros(len(images), 2, 3)
-    theta[:, 0, 0] = torch.where(flip, -wide, wide)
-    theta[:, 1, 1] = tall
-    theta[:, 0, 2] = 2 * x0 + wide - 1
-    theta[:, 1, 2] = 2 * y0 + tall - 1
-    grid = F.affine_grid(theta, [len(images), 3, size[1], size[0]], align_corners=False).to(images.device)
+    theta[:, 0, 0] = torch.where(cuts.flip, -cuts.wide, cuts.wide)
+    theta[:, 1, 1] = cuts.tall
+    theta[:, 0, 2] = 2 * cuts.x0 + cuts.wide - 1
+    theta[:, 1, 2] = 2 * cuts.y0 + cuts.tall - 1
+    grid = F.affine_grid(theta.to(images.device), [len(images), 3, size[1], size[0]], align_corners=False)
     return F.grid_sample(images, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
 
 
-def _seen(target: Target, x0: Tensor, y0: Tensor, wide: Tensor, tall: Tensor, flip: bool) -> Target:
-    if not len(target.boxes):
-        return target
-    boxes = (target.boxes - torch.stack((x0, y0, x0, y0))) / torch.stack((wide, tall, wide, tall))
-    if flip:
-        boxes = torch.stack((1 - boxes[:, 2], boxes[:, 1], 1 - boxes[:, 0], boxes[:, 3]), 1)
-    inside = boxes.clamp(0, 1)
-    share = (inside[:, 2:] - inside[:, :2]).prod(1) / (boxes[:, 2:] - boxes[:, :2]).prod(1).clamp(min=1e-9)
-    keep = share > _VISIBLE
-    return Target(inside[keep], target.labels[keep])
+def expose(views: Tensor, draws: Tensor, augment: Augment) -> Tensor:
+    """The views in another light, within [0, 1]."""
+    gain = 1 + 0.3 * augment.light * (draws[:, 8] - 0.5)[:, None] + 0.1 * augment.light * (draws[:, 9:12] - 0.5)
+    lift = 0.1 * augment.light * (draws[:, 12:13] - 0.5)
+    gain, lift = (t[:, :, None, None].to(views.device, non_blocking=True) for t in (gain, lift))
+    return (views * gain + lift).clamp(0, 1)
+
+
+def seen(targets: Sequence[Target], cuts: Cuts, augment: Augment) -> list[Target]:
+    """What of the objects is in view: boxes cut at its edges, and left out where too little is left."""
+    boxes, owner = flat(targets)
+    inside, keep = boxes_in_view(boxes, owner, cuts, augment.visible)
+    counts = [len(t.boxes) for t in targets]
+    parts = zip(targets, torch.split(inside, counts), torch.split(keep, counts), strict=True)
+    return [Target(box[kept], target.labels[kept]) if len(box) else target for target, box, kept in parts]
+
+
+def boxes_in_view(boxes: Tensor, owner: Tensor, cuts: Cuts, visible: float) -> tuple[Tensor, Tensor]:
+    """Boxes (n, 4) as the views of their images show them, cut at the edges, and whether enough is left, bool (n)."""
+    x0, y0, wide, tall, flip = (t[owner] for t in (cuts.x0, cuts.y0, cuts.wide, cuts.tall, cuts.flip))
+    moved = (boxes - torch.stack((x0, y0, x0, y0), 1)) / torch.stack((wide, tall, wide, tall), 1)
+    mirrored = torch.stack((1 - moved[:, 2], moved[:, 1], 1 - moved[:, 0], moved[:, 3]), 1)
+    moved = torch.where(flip[:, None], mirrored, moved)
+    inside = moved.clamp(0, 1)
+    share = (inside[:, 2:] - inside[:, :2]).prod(1) / (moved[:, 2:] - moved[:, :2]).prod(1).clamp(min=1e-9)
+    return inside, share > visible

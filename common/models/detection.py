@@ -49,6 +49,13 @@ def to_target(boxes: Sequence[Box], width: int, height: int, labels: Sequence[st
     return Target(torch.tensor(corners, dtype=torch.float32).reshape(-1, 4), torch.tensor(kinds, dtype=torch.int64))
 
 
+def flat(targets: Sequence[Target]) -> tuple[Tensor, Tensor]:
+    """All boxes of a batch, float32 (n, 4), and the index of the image that each is in, int64 (n)."""
+    counts = torch.tensor([len(t.boxes) for t in targets], dtype=torch.int64)
+    boxes = torch.cat([t.boxes for t in targets]) if len(targets) else torch.zeros(0, 4)
+    return boxes, torch.repeat_interleave(torch.arange(len(counts)), counts)
+
+
 def paired_iou(a: Tensor, b: Tensor) -> Tensor:
     """Intersection over union of boxes (..., 4) with boxes (..., 4), broadcast."""
     low, high = torch.maximum(a[..., :2], b[..., :2]), torch.minimum(a[..., 2:], b[..., 2:])

@@ -1,0 +1,1 @@
+"""Training input from records: batches decoded on the training device, only what each view shows."""

@@ -1,0 +1,148 @@
+"""A batch's pixels: decoded straight at the views' size, or cut from pixels that were decoded once."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from fogline.common.errors import FormatError
+from fogline.common.images import raster
+from fogline.common.images.codec import Placement
+from fogline.common.images.decode import BatchDecoder, PreparedImage
+from fogline.common.images.views import View
+from fogline.common.loader.pixels import PixelCache
+from fogline.common.models.augment import Cuts, cut
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass
+class Renderer:
+    """Renders images of a dataset at one size. `cache` may be set at any time between two batches."""
+
+    images: Sequence[PreparedImage]
+    decoder: BatchDecoder
+    size: tuple[int, int]  # width, height
+    cache: PixelCache | None = None
+
+    def sizes(self, augmented: bool) -> list[tuple[int, int]]:
+        """The sizes to keep decoded images at: coded ones, to cut views from, or the final one."""
+        return [image.size if augmented else self.size for image in self.images]
+
+    def render(self, indices: Sequence[int], cuts: Cuts | None) -> Tensor:
+        """Float32 (B, 3, H, W) in [0, 1] on the device: the views `cuts`, or whole frames.
+
+        Decoding is in float32 whatever the training around it uses: the angles of sines don't survive 16 bits. Raises
+        FormatError for a payload that only decoding shows to be damaged.
+        """
+        with torch.no_grad(), torch.autocast(self.decoder.device.type, enabled=False):
+            if self.cache is None:
+                return self._decode(indices, cuts)
+            self._fill(self.cache, indices, whole=cuts is None)
+            return self._cut(self.cache, indices, cuts)
+
+    def _decode(self, indices: Sequence[int], cuts: Cuts | None) -> Tensor:
+        images = [self.images[index] for index in indices]
+        return self.decoder.decode(images, self.size, views=None if cuts is None else views_of(images, cuts))
+
+    def _fill(self, cache: PixelCache, indices: Sequence[int], whole: bool) -> None:
+        missing = cache.missing(indices)
+        for size, places in _by_size([self.images[i].size for i in missing]).items():
+            some = [missing[place] for place in places]
+            cache.put(some, self.decoder.decode([self.images[i] for i in some], self.size if whole else size))
+
+    def _cut(self, cache: PixelCache, indices: Sequence[int], cuts: Cuts | None) -> Tensor:
+        if cuts is None:
+            return _floats(cache.get(indices))
+        groups = _by_size([self.images[i].size for i in indices])
+        cut_of = _cut_on_cpu if self.decoder.device.type == "cpu" else _cut_on_device
+        if len(groups) == 1:
+            return cut_of(cache.get(indices), cuts, self.size)
+        out = torch.empty((len(indices), 3, self.size[1], self.size[0]), device=self.decoder.device)
+        for places in groups.values():
+            rows = torch.tensor(places)
+            some = Cuts(*(getattr(cuts, field.name)[rows] for field in fields(cuts)))
+            pixels = cache.get([indices[place] for place in places])
+            out[rows.to(out.device, non_blocking=True)] = cut_of(pixels, some, self.size)
+        return out
+
+
+def _cut_on_device(pixels: Tensor, cuts: Cuts, size: tuple[int, int]) -> Tensor:
+    return cut(_floats(pixels), cuts, size)
+
+
+def _cut_on_cpu(pixels: Tensor, cuts: Cuts, size: tuple[int, int]) -> Tensor:
+    """As `cut`, by Pillow, which needs no floats of what is out of view: half the time."""
+    columns = torch.stack((cuts.x0, cuts.y0, cuts.x0 + cuts.wide, cuts.y0 + cuts.tall), 1).tolist()
+    places = [Placement(0, 0, *size, (x0, y0, x1, y1)) for x0, y0, x1, y1 in columns]
+    images = raster.render(
+        Image.fromarray, list(pixels.numpy()), places, torch.device("cpu"), Image.Resampling.BILINEAR
+    )
+    return torch.stack([i.flip(-1) if mirrored else i for i, mirrored in zip(images, cuts.flip.tolist(), strict=True)])
+
+
+def _floats(pixels: Tensor) -> Tensor:
+    """Pixels (B, H, W, 3) as float32 (B, 3, H, W) in [0, 1]."""
+    return pixels.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format).div_(255)
+
+
+class Substitute:
+    """Renders batches in which damaged images are replaced by the next sound one of the dataset."""
+
+    def __init__(self, renderer: Renderer) -> None:
+        self._renderer = renderer
+        self._instead: dict[int, int] = {}
+
+    @property
+    def damaged(self) -> tuple[int, ...]:
+        """Indices of the images that turned out to be damaged."""
+        return tuple(sorted(self._instead))
+
+    def resolve(self, indices: Sequence[int]) -> list[int]:
+        """What to render for these."""
+        return [self._instead.get(index, index) for index in indices]
+
+    def find(self, indices: Sequence[int]) -> None:
+        """Look for the damaged ones among `indices`, after a batch failed. Raises FormatError when nothing is sound."""
+        for index in dict.fromkeys(indices):
+            if (error := self._error_of(index)) is None:
+                continue
+            _log.warning("not learned from: image %d can't be decoded: %s", index, error)
+            total = len(self._renderer.images)
+            others = ((index + step) % total for step in range(1, total))
+            sound = next((o for o in others if o not in self._instead and self._error_of(o) is None), None)
+            if sound is None:
+                raise FormatError(f"none of {total} images can be decoded; the last: {error}") from error
+            self._instead = {old: sound if new == index else new for old, new in self._instead.items()}
+            self._instead[index] = sound
+
+    def _error_of(self, index: int) -> FormatError | None:
+        image = self._renderer.images[index]
+        try:
+            self._renderer.decoder.decode([image], image.size)
+        except FormatError as error:
+            return error
+        return None
+
+
+def views_of(images: Sequence[PreparedImage], cuts: Cuts) -> list[View]:
+    """Cuts in pixels of each image's coded frame."""
+    columns = torch.stack((cuts.x0, cuts.y0, cuts.wide, cuts.tall), 1).tolist()
+    return [
+        View(x * w, y * h, wide * w, tall * h, flip)
+        for (x, y, wide, tall), flip, (w, h) in zip(
+            columns, cuts.flip.tolist(), (image.size for image in images), strict=True
+        )
+    ]
+
+
+def _by_size(sizes: Sequence[tuple[int, int]]) -> dict[tuple[int, int], list[int]]:
+    groups: dict[tuple[int, int], list[int]] = {}
+    for place, size in enumerate(sizes):
+        groups.setdefault(size, []).append(place)
+    return groups
