@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
@@ -24,8 +24,17 @@ COMMIT; DROP TABLE _room; PRAGMA wal_checkpoint(PASSIVE);
 class Database:
     """One file. `transaction()` is the only way to write; it commits all or nothing, also under kill -9."""
 
-    def __init__(self, path: Path, schema: str, version: int, synchronous: Literal["NORMAL", "FULL"] = "FULL") -> None:
+    def __init__(
+        self,
+        path: Path,
+        schema: str,
+        version: int,
+        synchronous: Literal["NORMAL", "FULL"] = "FULL",
+        upgrades: Mapping[int, str] | None = None,
+    ) -> None:
         """Open or create. With FULL, commits survive a power cut too.
+
+        `upgrades[v]` is the script that makes a file of version v one of v + 1.
 
         Raises ConfigError when it can't be opened, FormatError when it is damaged or of another version, and
         CapacityError on a full disk.
@@ -38,7 +47,7 @@ class Database:
         except (OSError, sqlite3.Error) as error:
             raise ConfigError(f"database {path} can't be opened: {error}; check data_dir and its owner") from error
         try:
-            self._prepare(schema, version, synchronous)
+            self._prepare(schema, version, synchronous, upgrades or {})
         except BaseException:
             self._db.close()
             raise
@@ -74,7 +83,7 @@ class Database:
         with self._lock:
             self._db.close()
 
-    def _prepare(self, schema: str, version: int, synchronous: str) -> None:
+    def _prepare(self, schema: str, version: int, synchronous: str, upgrades: Mapping[int, str]) -> None:
         try:
             self._db.execute("PRAGMA journal_mode=WAL")
             self._db.execute(f"PRAGMA synchronous={synchronous}")
@@ -83,6 +92,9 @@ class Database:
             found = int(self._db.execute("PRAGMA user_version").fetchone()[0])
             if found == 0:
                 self._db.executescript(f"BEGIN IMMEDIATE; {schema}; PRAGMA user_version={version}; COMMIT;")
+            while found in upgrades and found < version:
+                self._db.executescript(f"BEGIN IMMEDIATE; {upgrades[found]}; PRAGMA user_version={found + 1}; COMMIT;")
+                found += 1
         except sqlite3.OperationalError as error:
             if "full" in str(error):
                 raise self.explain(error) from error

@@ -24,6 +24,7 @@ from fogline.common.errors import ConfigError
 LINKS = ("edge-fog", "edge-cloud", "fog-cloud", "cloud")
 DIRECTIONS = ("sent", "received")
 KINDS = ("image", "record", "shared_state", "model", "control")
+UPLINK_FORMS = ("original", "resized", "avif", "roi")
 UPLOAD_OUTCOMES = ("stored", "duplicate", "rejected", "dropped")
 
 Health = Callable[[], Mapping[str, object]]
@@ -72,6 +73,9 @@ class EdgeMetrics(Metrics):
         )
         for outcome in UPLOAD_OUTCOMES:
             self.uploaded_images.labels(outcome)
+        self.transcode_seconds = self._counter(
+            "fogline_transcode_seconds", "CPU seconds spent on making uplink forms of captured images"
+        )
         self.library_records = self._gauge("fogline_library_records", "Records held in the library")
         self.library_bytes = self._gauge("fogline_library_bytes", "Bytes held in the library")
         self.cursor = self._gauge("fogline_cursor", "Newest cursor of the fog node that the library holds durably")
@@ -85,6 +89,11 @@ class FogMetrics(Metrics):
 
     def __init__(self) -> None:
         super().__init__()
+        self.taken_images = self._counter(
+            "fogline_taken_images", "Images taken in, by what was sent of them", ("form",)
+        )
+        for form in UPLINK_FORMS:
+            self.taken_images.labels(form)
         self.stored_images = self._gauge("fogline_stored_images", "Images held durably")
         self.store_bytes = self._gauge("fogline_store_bytes", "Bytes of all blobs held")
         self.encode_queue_images = self._gauge("fogline_encode_queue_images", "Images waiting to be encoded")

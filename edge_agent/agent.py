@@ -102,7 +102,8 @@ class Agent:
             self._models = ModelExchange(self._cloud, store, config.train.model, outgoing, self._stop)
         meter = LinkMeter("edge-fog", self._metrics.link_bytes)
         self._fog = FogLink(self._fogs, tls, me, meter, clock, self._stop)
-        self._uploader = Uploader(self._fog, self._outbox, clock, self._stop)
+        spent = self._metrics.transcode_seconds.inc
+        self._uploader = Uploader(self._fog, self._outbox, clock, self._stop, config.uplink, spent)
         self._receiver = Receiver(self._fog, self._library, clock, config.filter, self._stop)
         self._trainer = TrainerProcess(config, self._stop, self.quiet, self._on_progress) if trains else None
         self._web, self.metrics_port = self._metrics.serve(config.metrics, self.health)
@@ -217,6 +218,7 @@ class Agent:
             "cloud": "none" if self._cloud is None else self._cloud.error or "connected",
             "clock_offset_us": self._clock.offset_us,
             "capture": {"done": self._capture.done, "waiting": self._capture.waiting, "refused": self._capture.refused},
+            "uplink": self._uploader.form.text,
             "outbox": {"images": self._outbox.count, "bytes": self._outbox.bytes, **totals},
             "library": {
                 "records": self._library.count,

@@ -11,6 +11,7 @@ from fogline.common import addresses
 from fogline.common.boxes import MAX_LABEL_BYTES
 from fogline.common.config import Config, LogConfig, MetricsConfig, TlsConfig
 from fogline.common.errors import ConfigError
+from fogline.common.images.forms import Qualities
 
 DISCOVER = "discover"
 
@@ -58,6 +59,19 @@ class OutboxConfig(Config, frozen=True):
     policy: Annotated[
         Literal["block", "drop-oldest"], Meta(description="When full: capture waits, or the oldest image is given up")
     ] = "block"
+
+
+class UplinkConfig(Config, frozen=True):
+    """What is sent of a captured image. The outbox keeps the JPEG; other forms are made from it when it is sent."""
+
+    form: Annotated[
+        Literal["auto", "original", "resized", "avif", "roi"],
+        Meta(description="auto: what the fog node advises; a form that it does not take: original"),
+    ] = "auto"
+    resized_quality: Annotated[int, Meta(ge=1, le=100, description="Of `resized`, a JPEG")] = Qualities.resized
+    avif_quality: Annotated[int, Meta(ge=1, le=100, description="Of `avif`")] = Qualities.avif
+    roi_object_quality: Annotated[int, Meta(ge=0, le=100, description="Of the objects; 0: the fog node's advice")] = 0
+    roi_background_quality: Annotated[int, Meta(ge=0, le=100, description="Of the rest; 0: the fog node's advice")] = 0
 
 
 class LibraryConfig(Config, frozen=True):
@@ -117,6 +131,7 @@ class EdgeConfig(Config, frozen=True):
     tls: TlsConfig = TlsConfig()
     capture: CaptureConfig = CaptureConfig()
     outbox: OutboxConfig = OutboxConfig()
+    uplink: UplinkConfig = UplinkConfig()
     library: LibraryConfig = LibraryConfig()
     filter: FilterConfig = FilterConfig()
     train: TrainConfig = TrainConfig()

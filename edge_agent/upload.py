@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from fogline.common import trace
 from fogline.common.errors import FoglineError, FormatError, ProtocolError, UnavailableError
+from fogline.common.images.forms import Form
 from fogline.common.rpc.gen import images_pb2 as pb
 from fogline.common.rpc.gen import transfer_pb2
 from fogline.common.rpc.retry import Backoff
@@ -16,8 +17,10 @@ from fogline.common.rpc.status import translate
 from fogline.common.wire.transfer import CHUNK_BYTES, Piece
 from fogline.common.wire.upload import Drop, MarkStored, Offer, Reason, RetryLater, SendChunk, SendOffer, UploadSender
 from fogline.edge_agent.clock import FogClock
+from fogline.edge_agent.config import UplinkConfig
 from fogline.edge_agent.fog import FogLink, FogSession
 from fogline.edge_agent.outbox import Item, Outbox
+from fogline.edge_agent.uplink import Transcoder, Upload
 from fogline.edge_agent.workers import Stop
 
 _log = logging.getLogger(__name__)
@@ -28,9 +31,20 @@ _REASONS = frozenset(reason.value for reason in Reason)
 class Uploader:
     """The upload task. `full` is why the fog node takes nothing now, else empty."""
 
-    def __init__(self, link: FogLink, outbox: Outbox, clock: FogClock, stop: Stop) -> None:
+    def __init__(
+        self,
+        link: FogLink,
+        outbox: Outbox,
+        clock: FogClock,
+        stop: Stop,
+        uplink: UplinkConfig | None = None,
+        spent: Callable[[float], object] = lambda seconds: None,
+    ) -> None:
+        """`spent` is told the CPU seconds that an image's uplink form took."""
         self._link, self._outbox, self._clock, self._stop = link, outbox, clock, stop
+        self._uplink, self._spent = uplink or UplinkConfig(), spent
         self.full = ""
+        self.form = Form.ORIGINAL  # that images are sent in, while connected
 
     def run(self) -> None:
         """Until the order to stop."""
@@ -38,8 +52,10 @@ class Uploader:
             session: FogSession | None = None
             try:
                 session = self._link.session()
+                transcoder = Transcoder(self._uplink, session.limits, self._spent)
+                self.form = transcoder.form
                 trace.new_trace()
-                _Stream(self, session, self._link, self._outbox, self._clock, self._stop).run()
+                _Stream(self, session, transcoder, self._link, self._outbox, self._clock, self._stop).run()
             except FoglineError as error:
                 self._link.failed(session, error)
 
@@ -48,13 +64,20 @@ class _Stream:
     """One Upload call. gRPC writes from a thread of its own; the machine is shared under the outbox's lock."""
 
     def __init__(
-        self, owner: Uploader, session: FogSession, link: FogLink, outbox: Outbox, clock: FogClock, stop: Stop
+        self,
+        owner: Uploader,
+        session: FogSession,
+        transcoder: Transcoder,
+        link: FogLink,
+        outbox: Outbox,
+        clock: FogClock,
+        stop: Stop,
     ) -> None:
-        self._owner, self._session, self._link = owner, session, link
+        self._owner, self._session, self._transcoder, self._link = owner, session, transcoder, link
         self._outbox, self._clock, self._stop = outbox, clock, stop
         self._machine = UploadSender(chunk_bytes=min(CHUNK_BYTES, session.limits.max_chunk_bytes))
-        self._items: dict[bytes, Item] = {}  # in flight
-        self._next: Item | None = None  # taken from the outbox; the window has no room for it yet
+        self._uploads: dict[bytes, Upload] = {}  # in flight
+        self._next: Upload | None = None  # taken from the outbox; the window has no room for it yet
         self._data: tuple[bytes, bytes] = (b"", b"")  # the image that is being sent: content id, JPEG
         self._no_space = Backoff(1.0, 30.0)
         self._pause_until = 0.0
@@ -84,55 +107,79 @@ class _Stream:
 
     def _requests(self) -> Iterator[pb.UploadRequest]:
         while True:
+            message: pb.UploadRequest | None = None
+            raw: Item | None = None
             with self._outbox.changed:
-                while True:
+                while not (self._ended or self._stop):
                     try:
-                        message = None if self._ended or self._stop else self._pull()
+                        raw = self._fill_window()
+                        message = self._pull()
                     except FoglineError as error:
                         self._abort(error)
-                    if self._ended or self._stop:
                         return
-                    if message is not None:
+                    if message is not None or raw is not None:
                         break
                     self._check_progress()
                     self._outbox.changed.wait(1.0)
-            yield message
+                if self._ended or self._stop:
+                    return
+            if message is not None:
+                yield message
+            if raw is not None:
+                self._make(raw)
 
     def _pull(self) -> pb.UploadRequest | None:
         """The next message, if there is one now."""
-        self._fill_window()
         while (step := self._machine.pull()) is not None:
-            item = self._items[step.content_id]
+            upload = self._uploads[step.content_id]
             if isinstance(step, SendOffer):
-                return pb.UploadRequest(offer=self._offer(item))
-            data = self._load(item)
+                return pb.UploadRequest(offer=self._offer(upload))
+            data = self._load(upload.item) if upload.data is None else upload.data
             if data is not None:
                 return _chunk(step, data)
             return None
         return None
 
-    def _fill_window(self) -> None:
+    def _fill_window(self) -> Item | None:
+        """Offer what there is room for; an image that must be made into its form first is returned instead."""
         while time.monotonic() >= self._pause_until:
             if self._next is None:
+                if not self._machine.room(0):
+                    return None
                 taken = self._outbox.take(1)
                 if not taken:
-                    return
-                self._next = taken[0]
+                    return None
+                if self._transcoder.form is not Form.ORIGINAL:
+                    return taken[0]
+                self._next = Upload.original(taken[0])
             if not self._machine.room(self._next.size):
-                return
-            if not self._items:
+                return None
+            if not self._uploads:
                 self._progress = time.monotonic()
-            self._items[self._next.content_id] = self._next
-            self._machine.offer(Offer(self._next.content_id, self._next.size))
+            content_id = self._next.item.content_id
+            self._uploads[content_id] = self._next
+            self._machine.offer(Offer(content_id, self._next.size))
             self._next = None
+        return None
 
-    def _offer(self, item: Item) -> pb.ImageOffer:
+    def _make(self, item: Item) -> None:
+        """The image's form, without the lock: capture and answers must not wait for it."""
+        jpeg = self._load(item)
+        if jpeg is not None:
+            made = self._transcoder.make(item, jpeg)
+            with self._outbox.changed:
+                self._next = made
+
+    def _offer(self, upload: Upload) -> pb.ImageOffer:
+        item, coded = upload.item, upload.form is not Form.ORIGINAL
         return pb.ImageOffer(
             content_id=item.content_id,
-            size=item.size,
+            size=upload.size,
             camera=item.camera,
             capture_time_us=self._clock.fog_us(item.captured),
             boxes=[pb.BoundingBox(x=b.x, y=b.y, width=b.w, height=b.h, label=b.label) for b in item.boxes],
+            form=pb.UplinkForm.ValueType(upload.form.value if coded else 0),  # as before there were others
+            digest=upload.digest,
         )
 
     def _load(self, item: Item) -> bytes | None:
@@ -143,12 +190,13 @@ class _Stream:
                 # What the disk has damaged can't be sent by anyone; the stream starts afresh without it.
                 _log.error("an image is lost: %s", error)
                 self._outbox.reject(item.content_id, str(error), self._clock.wall_us())
-                self._abort(UnavailableError("the upload starts again after a damaged image"))
+                with self._outbox.changed:
+                    self._abort(UnavailableError("the upload starts again after a damaged image"))
                 return None
         return self._data[1]
 
     def _check_progress(self) -> None:
-        if self._items and time.monotonic() - self._progress > STALL_S:
+        if self._uploads and time.monotonic() - self._progress > STALL_S:
             self._abort(UnavailableError(f"{self._session.address} gave no answer for {STALL_S:.0f} s"))
 
     def _abort(self, failure: FoglineError) -> None:
@@ -182,17 +230,17 @@ class _Stream:
 
     def _finish(self, outcome: object) -> None:
         if isinstance(outcome, MarkStored):
-            self._items.pop(outcome.content_id, None)
+            self._uploads.pop(outcome.content_id, None)
             self._outbox.stored(outcome.content_id, duplicate=outcome.duplicate)
             self._no_space.reset()
             self._owner.full = ""
             self._link.progressed()
         elif isinstance(outcome, Drop):
-            item = self._items.pop(outcome.content_id)
+            item = self._uploads.pop(outcome.content_id).item
             _log.warning("the fog node refused an image of %s: %s", item.camera, outcome.detail)
             self._outbox.reject(outcome.content_id, outcome.detail, self._clock.wall_us())
         elif isinstance(outcome, RetryLater):
-            self._items.pop(outcome.content_id, None)
+            self._uploads.pop(outcome.content_id, None)
             self._outbox.release([outcome.content_id])
             self._pause_until = time.monotonic() + self._no_space.delay_s()
             if not self._owner.full:

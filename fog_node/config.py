@@ -10,6 +10,7 @@ from msgspec import Meta, field
 from fogline.common.boxes import MAX_BOXES
 from fogline.common.config import Config, LogConfig, MetricsConfig, TlsConfig
 from fogline.common.images.container import MAX_SOURCE_PIXELS
+from fogline.common.images.forms import Form
 
 TORCH_CODECS = ("siren",)
 
@@ -37,6 +38,35 @@ class EncoderConfig(Config, frozen=True):
     threads: Annotated[int, Meta(ge=0, le=1024, description="CPU threads; 0: the library's choice")] = 0
 
 
+class UplinkConfig(Config, frozen=True):
+    """What edges may send of an image, and what they are told is worth sending. The captured JPEG is always taken."""
+
+    accept: Annotated[
+        tuple[Literal["resized", "avif", "roi"], ...], Meta(description="Forms taken besides the original")
+    ] = ("resized", "avif", "roi")
+    advise: Annotated[
+        Literal["auto", "original", "resized", "avif", "roi"],
+        Meta(description="What edges that have no form of their own send; auto: original where sources are kept"),
+    ] = "auto"
+
+    def __post_init__(self) -> None:
+        """What is advised must be taken."""
+        if self.advise not in ("auto", "original", *self.accept):
+            raise ValueError(f"uplink.advise {self.advise!r} is not among uplink.accept {list(self.accept)}; add it")
+
+    @property
+    def forms(self) -> tuple[Form, ...]:
+        """Every form that is taken."""
+        return (Form.ORIGINAL, *(Form.of(name) for name in self.accept))
+
+    def advice(self, keep_sources: bool) -> Form:
+        """The form that edges are advised to send: the smallest, unless what was captured is wanted."""
+        if self.advise != "auto":
+            return Form.of(self.advise)
+        smallest = [form for form in ("roi", "avif", "resized") if form in self.accept]
+        return Form.ORIGINAL if keep_sources or not smallest else Form.of(smallest[0])
+
+
 class FogConfig(Config, frozen=True):
     """A fog node: takes images from edge agents, compresses them and publishes the records to other edges."""
 
@@ -51,7 +81,8 @@ class FogConfig(Config, frozen=True):
         Annotated[int, Meta(ge=1 << 20)] | None, Meta(description="Quota of the store; null: the disk")
     ] = None
     width: Annotated[int, Meta(ge=16, le=8192, description="Coded width in pixels; smaller frames keep theirs")] = 320
-    keep_sources: Annotated[bool, Meta(description="Keep JPEGs after encoding while there is room")] = True
+    keep_sources: Annotated[bool, Meta(description="Keep uploads after encoding while there is room")] = True
+    uplink: UplinkConfig = UplinkConfig()
     encoder: EncoderConfig = EncoderConfig()
     metrics: MetricsConfig = MetricsConfig()
     log: LogConfig = LogConfig()

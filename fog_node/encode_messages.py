@@ -32,12 +32,13 @@ class WorkItem(msgspec.Struct, frozen=True):
     """One image to encode."""
 
     content_id: bytes
-    path: str  # of the JPEG
+    path: str  # of what was uploaded
     camera: str
     capture_time_us: int
     boxes: list[tuple[float, float, float, float, str]]  # in pixels of the captured frame
     size: tuple[int, int]  # coded width and height
     trace: str = ""  # of its upload, for the logs
+    form: int = 1  # of the upload, the contract's UplinkForm
 
 
 class Encode(msgspec.Struct, frozen=True, tag=True):

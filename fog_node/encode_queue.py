@@ -10,17 +10,17 @@ from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from fogline.common.images.sizes import coded_size as coded_size
 from fogline.fog_node.store import QueuedImage
 
 TRIES_TOGETHER = 2
 TRIES_ALONE = 3
 
 
-def coded_size(width: int, height: int, target_width: int) -> tuple[int, int]:
-    """Width and height in which a frame is coded: `target_width` wide, even height, never enlarged."""
-    coded_width = min(width, target_width)
-    coded_height = round(height * coded_width / width)
-    return coded_width, max(2, coded_height - coded_height % 2)
+def size_of(image: QueuedImage, target_width: int) -> tuple[int, int]:
+    """Width and height in which a queued image is coded: never larger than what was uploaded of it."""
+    held_width = image.width if image.upload is None else image.upload.width
+    return coded_size(image.width, image.height, min(target_width, held_width))
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class EncodeQueue:
     def add(self, images: Iterable[QueuedImage], now: float) -> None:
         """Queue images at time `now`, in seconds of any steady clock."""
         for image in images:
-            size = coded_size(image.width, image.height, self._target_width)
+            size = size_of(image, self._target_width)
             self._groups.setdefault(size, deque()).append((now, image))
 
     def take(self, now: float) -> Batch | None:

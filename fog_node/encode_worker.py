@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 import time
+from dataclasses import dataclass
 from typing import BinaryIO
 
 from fogline.common import logs
@@ -79,17 +80,19 @@ def _encode(encoder: ImageEncoder, items: list[messages.WorkItem], start: messag
 
     began = time.perf_counter()
     results: dict[bytes, messages.Result] = {}
-    sources: list[tuple[messages.WorkItem, SourceImage, tuple[int, int]]] = []
+    loaded: list[_Loaded] = []
     for item in items:
         try:
-            sources.append((item, *_load(item, start)))
+            loaded.append(_load(item, start))
         except (FoglineError, OSError) as error:
             results[item.content_id] = messages.Result(item.content_id, error=f"{type(error).__name__}: {error}")
-    encoded = encoder.encode([source for _, source, _ in sources]) if sources else []
+    sources = [one.source for one in loaded if one.coded is None]
+    encoded = iter(encoder.encode(sources) if sources else [])
     shared: dict[bytes, bytes] = {}
-    for (item, _, frame), image in zip(sources, encoded, strict=True):
+    for one in loaded:
+        item, image = one.item, one.coded or next(encoded)
         try:
-            record = to_bytes(_record(item, frame, image))
+            record = to_bytes(_record(item, one.frame, image))
         except FormatError as error:
             results[item.content_id] = messages.Result(item.content_id, error=str(error))
             continue
@@ -104,18 +107,34 @@ def _encode(encoder: ImageEncoder, items: list[messages.WorkItem], start: messag
     return messages.Encoded([results[item.content_id] for item in items], list(shared.values()), seconds)
 
 
-def _load(item: messages.WorkItem, start: messages.Start) -> tuple[SourceImage, tuple[int, int]]:
-    """Pixels at the coded size, boxes in those pixels, and the size of the captured frame."""
-    from fogline.common.images.jpeg import decode_jpeg, resize
+@dataclass(frozen=True)
+class _Loaded:
+    """An upload, decoded."""
+
+    item: messages.WorkItem
+    source: SourceImage  # at the coded size
+    frame: tuple[int, int]  # width and height as captured
+    coded: EncodedImage | None  # where the edge has coded it as we would
+
+
+def _load(item: messages.WorkItem, start: messages.Start) -> _Loaded:
+    from fogline.common.images.forms import Form
+    from fogline.common.images.jpeg import resize
+    from fogline.common.images.uplink import decode
+    from fogline.fog_node.advice import publishable
 
     with open(item.path, "rb") as file:
         data = file.read(start.max_image_bytes + 1)
-    pixels = decode_jpeg(data, max_bytes=start.max_image_bytes, max_pixels=start.max_image_pixels)
-    height, width = pixels.shape[:2]
+    limits = {"max_bytes": start.max_image_bytes, "max_pixels": start.max_image_pixels}
+    found = decode(Form(item.form), data, item.content_id, **limits)
+    width, height = found.source_size
     coded_width, coded_height = item.size
     scaled = [Box(*fields).scaled(coded_width / width, coded_height / height) for fields in item.boxes]
     boxes = tuple((box.x, box.y, box.w, box.h) for box in scaled)
-    return SourceImage(resize(pixels, coded_width, coded_height), boxes, item.camera), (width, height)
+    source = SourceImage(resize(found.pixels, coded_width, coded_height), boxes, item.camera)
+    size = (found.pixels.shape[1], found.pixels.shape[0])
+    ready = item.form == Form.ROI.value and publishable(start.codec, found.layers, size, item.size)
+    return _Loaded(item, source, (width, height), EncodedImage(found.layers) if ready else None)
 
 
 def _record(item: messages.WorkItem, frame: tuple[int, int], image: EncodedImage) -> ImageRecord:

@@ -12,14 +12,15 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from fogline.common.boxes import Box, check_boxes
-from fogline.common.errors import FormatError, InputError, ProtocolError
+from fogline.common.errors import CapacityError, FormatError, InputError, ProtocolError
 from fogline.common.images.container import MAX_CAMERA_BYTES, MAX_CODED_PIXELS, MAX_TIME_US
-from fogline.common.images.jpeg import decode_jpeg
+from fogline.common.images.forms import Form
+from fogline.common.images.uplink import decode
 from fogline.common.trace import trace_id
 from fogline.common.wire.transfer import Piece
 from fogline.fog_node.config import Limits
-from fogline.fog_node.encode_queue import coded_size
-from fogline.fog_node.store import HeldImage, NewImage, QueuedImage, Store
+from fogline.fog_node.encode_queue import size_of
+from fogline.fog_node.store import CodedUpload, HeldImage, NewImage, QueuedImage, Store
 
 PARTIAL_IDLE_S = 3600.0  # a device that returns later sends such an image from its first byte
 DECODES = 2  # at once: a 50-megapixel image takes half a gigabyte while it is looked at
@@ -30,10 +31,17 @@ class Claim:
     """What a device says of an image that it offers."""
 
     content_id: bytes
-    size: int  # bytes of the JPEG
+    size: int  # bytes of what is sent
     camera: str
     capture_time_us: int
     boxes: tuple[Box, ...]
+    form: Form = Form.ORIGINAL
+    coded_digest: bytes = b""  # SHA-256 of what is sent in a coded form
+
+    @property
+    def digest(self) -> bytes:
+        """SHA-256 of what is sent, its name in the blob store."""
+        return self.coded_digest or self.content_id
 
     def check(self) -> None:
         """Refuse what can be judged without the pixels. Raises InputError."""
@@ -47,15 +55,21 @@ class Ingest:
     """The way of every image into the store."""
 
     def __init__(
-        self, store: Store, limits: Limits, width: int, on_stored: Callable[[Sequence[QueuedImage]], None]
+        self,
+        store: Store,
+        limits: Limits,
+        width: int,
+        on_stored: Callable[[Sequence[QueuedImage]], None],
+        forms: Sequence[Form] = tuple(Form),
     ) -> None:
         self._store = store
         self.limits = limits
+        self.forms = forms  # that are taken
         self._width = width
         self._on_stored = on_stored
         self._locks: dict[bytes, tuple[asyncio.Lock, int]] = {}  # and how many hold or want each
         self._decodes = asyncio.Semaphore(DECODES)
-        self._promised: dict[object, int] = {}
+        self._promised: dict[object, Claim] = {}
         self._promising = asyncio.Lock()
 
     async def known(self, content_id: bytes, device: str) -> HeldImage | None:
@@ -65,11 +79,17 @@ class Ingest:
     async def promise(self, claim: Claim, ticket: object) -> int:
         """Make room for an image and return how many of its bytes are held already.
 
-        The room is kept for `ticket` until `release`. Raises CapacityError.
+        The room is kept for `ticket` until `release`. Raises CapacityError, and InputError for a digest of other bytes
+        that are held: who offers a blob of another image, or a record, must not get at it.
         """
+        if await self._store.names(claim.digest, claim.content_id):
+            raise InputError(f"digest {claim.digest.hex()[:16]}… is of something else that this fog node holds")
         async with self._promising:  # one at a time: room that is being made must not be missed, nor given twice
-            await self._store.make_room(sum(self._promised.values()) + claim.size)
-            self._promised[ticket] = claim.size
+            others = self._promised.values()
+            if any(o.digest == claim.digest and o.content_id != claim.content_id for o in others):
+                raise CapacityError(f"digest {claim.digest.hex()[:16]}… is arriving as another image; try again later")
+            await self._store.make_room(sum(other.size for other in others) + claim.size)
+            self._promised[ticket] = claim
         try:
             async with self._alone(claim.content_id):
                 return await asyncio.to_thread(self._held, claim)
@@ -84,7 +104,7 @@ class Ingest:
     async def forget(self, claim: Claim) -> None:
         """Drop the bytes of an unfinished image: they are not what is coming."""
         async with self._alone(claim.content_id):
-            await asyncio.to_thread(self._store.blobs.drop_partial, claim.content_id)
+            await asyncio.to_thread(self._store.blobs.drop_partial, claim.digest)
 
     async def append(self, claim: Claim, piece: Piece) -> None:
         """Keep the next bytes of an image. Raises CapacityError; ProtocolError when what came before is gone."""
@@ -94,28 +114,26 @@ class Ingest:
     async def finish(self, claim: Claim, device: str) -> bool:
         """Verify a complete image and make it durable; False when another device brought it meanwhile.
 
-        Raises ProtocolError when the bytes don't match the content id, InputError when they are no acceptable image,
+        Raises ProtocolError when the bytes don't match their digest, InputError when they are no acceptable image,
         and CapacityError.
         """
         async with self._alone(claim.content_id):
             if await self.known(claim.content_id, device) is not None:
-                await asyncio.to_thread(self._store.blobs.drop_partial, claim.content_id)
+                await asyncio.to_thread(self._store.blobs.drop_partial, claim.digest)
                 return False
-            await asyncio.to_thread(self._store.blobs.commit, claim.content_id)
+            await asyncio.to_thread(self._store.blobs.commit, claim.digest)
             try:
                 async with self._decodes:
-                    width, height, boxes = await asyncio.to_thread(self._look, claim)
+                    width, height, boxes, upload = await asyncio.to_thread(self._look, claim)
             except (InputError, FormatError) as error:
-                # No row names it yet, so nobody else counts on these bytes.
-                await asyncio.to_thread(self._store.blobs.delete, claim.content_id)
+                if not await self._store.names(claim.digest, claim.content_id):
+                    await asyncio.to_thread(self._store.blobs.delete, claim.digest)
                 if isinstance(error, FormatError):
                     raise ProtocolError(f"{error}; send them again") from error
                 raise
-            image = NewImage(claim.content_id, claim.camera, claim.capture_time_us, width, height, claim.size, boxes)
-            await self._store.add(image, device)
-        queued = QueuedImage(
-            claim.content_id, claim.camera, claim.capture_time_us, width, height, boxes, trace_id.get()
-        )
+            what = (claim.content_id, claim.camera, claim.capture_time_us, width, height)
+            await self._store.add(NewImage(*what, claim.size, boxes, upload), device)
+        queued = QueuedImage(*what, boxes, trace_id.get(), upload)
         self._on_stored([queued])
         return True
 
@@ -125,27 +143,38 @@ class Ingest:
 
     def _held(self, claim: Claim) -> int:
         # A whole blob without a row: we were killed, or ran out of disk, between the two.
-        if self._store.blobs.has(claim.content_id):
-            return self._store.blobs.size(claim.content_id)
-        return self._store.blobs.partial_offset(claim.content_id)
+        if self._store.blobs.has(claim.digest):
+            return self._store.blobs.size(claim.digest)
+        return self._store.blobs.partial_offset(claim.digest)
 
     def _append(self, claim: Claim, piece: Piece) -> None:
         blobs = self._store.blobs
-        if blobs.has(claim.content_id):
+        if blobs.has(claim.digest):
             return
-        held = blobs.partial_offset(claim.content_id)
+        held = blobs.partial_offset(claim.digest)
         if held < piece.offset:
             raise ProtocolError(f"the first {piece.offset} bytes were dropped since they came damaged; send them again")
         # Another device may be ahead with the same image: take what is new.
-        blobs.append(claim.content_id, held, memoryview(piece.data)[held - piece.offset :], claim.size)
+        blobs.append(claim.digest, held, memoryview(piece.data)[held - piece.offset :], claim.size)
 
-    def _look(self, claim: Claim) -> tuple[int, int, tuple[Box, ...]]:
-        data = self._store.blobs.get(claim.content_id)
-        pixels = decode_jpeg(data, max_bytes=self.limits.max_image_bytes, max_pixels=self.limits.max_image_pixels)
-        height, width = pixels.shape[:2]
+    def _look(self, claim: Claim) -> tuple[int, int, tuple[Box, ...], CodedUpload | None]:
+        data = self._store.blobs.get(claim.digest)
+        limits = self.limits
+        found = decode(
+            claim.form,
+            data,
+            claim.content_id,
+            max_bytes=limits.max_image_bytes,
+            max_pixels=limits.max_image_pixels,
+        )
+        width, height = found.source_size
         boxes = check_boxes(claim.boxes, width, height, where=f"image {claim.content_id.hex()[:16]}…")
-        _check_coded(boxes, (width, height), coded_size(width, height, self._width))
-        return width, height, boxes
+        upload = None
+        if claim.form is not Form.ORIGINAL:
+            upload = CodedUpload(claim.digest, claim.form, found.pixels.shape[1])
+        image = QueuedImage(claim.content_id, "", 0, width, height, boxes, upload=upload)
+        _check_coded(boxes, (width, height), size_of(image, self._width))
+        return width, height, boxes, upload
 
     @asynccontextmanager
     async def _alone(self, content_id: bytes) -> AsyncIterator[None]:

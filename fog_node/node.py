@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Sequence
 
 from fogline.common import addresses, pki, process
 from fogline.common.errors import ConfigError, FoglineError
+from fogline.common.images.forms import Form
 from fogline.common.metrics import FogMetrics
 from fogline.common.rpc.accounting import LinkMeter
 from fogline.common.rpc.gen import images_pb2_grpc
@@ -20,7 +22,7 @@ from fogline.fog_node.head import Head
 from fogline.fog_node.ingest import Ingest
 from fogline.fog_node.pipeline import Pipeline
 from fogline.fog_node.service import ImageService
-from fogline.fog_node.store import Store
+from fogline.fog_node.store import QueuedImage, Store
 
 log = logging.getLogger(__name__)
 
@@ -55,9 +57,15 @@ class _Node:
         self._head = Head()
         self._head.advance(store.head)
         self._pipeline = Pipeline(config, store, self._metrics, self._head.advance)
-        self._ingest = Ingest(store, config.limits, config.width, self._pipeline.add)
-        self._service = ImageService(store, self._ingest, self._head, config.limits, self._metrics)
+        self._ingest = Ingest(store, config.limits, config.width, self._taken, config.uplink.forms)
+        self._service = ImageService(store, self._ingest, self._head, config, self._metrics)
         self._health: dict[str, object] = {"ok": False, "encoder": "starting"}
+
+    def _taken(self, images: Sequence[QueuedImage]) -> None:
+        for image in images:
+            form = Form.ORIGINAL if image.upload is None else image.upload.form
+            self._metrics.taken_images.labels(form.text).inc()
+        self._pipeline.add(images)
 
     async def run(self, stop: asyncio.Event) -> None:
         config = self._config

@@ -9,11 +9,12 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 
 from fogline.common.errors import CapacityError, UnavailableError
+from fogline.common.images.forms import Form
 from fogline.common.metrics import FogMetrics
 from fogline.common.rpc.retry import Backoff
 from fogline.fog_node import encode_messages as messages
 from fogline.fog_node.config import FogConfig
-from fogline.fog_node.encode_queue import Batch, EncodeQueue, coded_size
+from fogline.fog_node.encode_queue import Batch, EncodeQueue, size_of
 from fogline.fog_node.encoder import BatchFailed, EncoderProcess
 from fogline.fog_node.store import EncodedRecord, QueuedImage, Store
 
@@ -148,12 +149,13 @@ class Pipeline:
     def _work(self, image: QueuedImage) -> messages.WorkItem:
         return messages.WorkItem(
             image.content_id,
-            str(self._store.blobs.path(image.content_id)),
+            str(self._store.blobs.path(image.digest)),
             image.camera,
             image.capture_time_us,
             [(b.x, b.y, b.w, b.h, b.label) for b in image.boxes],
-            coded_size(image.width, image.height, self._config.width),
+            size_of(image, self._config.width),
             image.trace,
+            (Form.ORIGINAL if image.upload is None else image.upload.form).value,
         )
 
     async def _publish(self, encoded: messages.Encoded, batch: Batch, wall_s: float) -> None:

@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value) WITHOUT ROWID;
 
 CREATE TABLE IF NOT EXISTS images (
   seq INTEGER PRIMARY KEY AUTOINCREMENT,
-  content_id BLOB NOT NULL UNIQUE,             -- SHA-256 of the JPEG, which is also its name in the blob store
+  content_id BLOB NOT NULL UNIQUE,             -- SHA-256 of the JPEG as captured
   camera TEXT NOT NULL,
   capture_us INTEGER NOT NULL,                 -- by this node's clock
   received_us INTEGER NOT NULL,
   width INTEGER NOT NULL,                      -- pixels of the captured frame
   height INTEGER NOT NULL,
-  source_bytes INTEGER NOT NULL,
+  source_bytes INTEGER NOT NULL,               -- as uploaded
   boxes BLOB NOT NULL,                         -- JSON [[x, y, w, h, label], …] in pixels of the captured frame
   labels BLOB NOT NULL,                        -- JSON, the distinct labels
   state TEXT NOT NULL DEFAULT 'received',      -- received, published or bad
   reason TEXT NOT NULL DEFAULT '',             -- why it is bad
-  source_held INTEGER NOT NULL DEFAULT 1       -- the JPEG is still in the blob store
+  source_held INTEGER NOT NULL DEFAULT 1,      -- what was uploaded is still in the blob store
+  upload_digest BLOB,                          -- SHA-256 of a coded upload, its name in the blob store; null: the JPEG
+  upload_form INTEGER NOT NULL DEFAULT 1,      -- the contract's UplinkForm
+  upload_width INTEGER                         -- pixels, of a coded upload
 );
+CREATE INDEX IF NOT EXISTS images_by_upload ON images (upload_digest) WHERE upload_digest IS NOT NULL;
 CREATE INDEX IF NOT EXISTS images_by_state ON images (state, seq);
 
 CREATE TABLE IF NOT EXISTS sources (
@@ -56,3 +60,12 @@ CREATE TABLE IF NOT EXISTS shared_sent (
   PRIMARY KEY (device, digest)
 ) WITHOUT ROWID;
 """
+
+UPGRADES = {
+    1: """
+ALTER TABLE images ADD COLUMN upload_digest BLOB;
+ALTER TABLE images ADD COLUMN upload_form INTEGER NOT NULL DEFAULT 1;
+ALTER TABLE images ADD COLUMN upload_width INTEGER;
+CREATE INDEX images_by_upload ON images (upload_digest) WHERE upload_digest IS NOT NULL;
+""",
+}

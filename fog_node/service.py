@@ -9,11 +9,13 @@ from typing import Any
 
 from fogline.common.clock import now_us
 from fogline.common.errors import ConfigError, ProtocolError
+from fogline.common.images.forms import Form
 from fogline.common.metrics import FogMetrics
 from fogline.common.rpc.gen import images_pb2, images_pb2_grpc
 from fogline.common.rpc.peer import require
 from fogline.common.wire.transfer import CHUNK_BYTES
-from fogline.fog_node.config import Limits
+from fogline.fog_node.advice import roi_qualities
+from fogline.fog_node.config import FogConfig
 from fogline.fog_node.fetch import Fetch
 from fogline.fog_node.head import Head
 from fogline.fog_node.ingest import Ingest
@@ -31,11 +33,11 @@ MAX_FILTER = 256  # entries of each kind
 class ImageService(images_pb2_grpc.ImageServiceServicer):
     """Serves edge agents only."""
 
-    def __init__(self, store: Store, ingest: Ingest, head: Head, limits: Limits, metrics: FogMetrics) -> None:
+    def __init__(self, store: Store, ingest: Ingest, head: Head, config: FogConfig, metrics: FogMetrics) -> None:
         self._store = store
         self._ingest = ingest
         self._head = head
-        self._limits = limits
+        self._config, self._limits = config, config.limits
         self._metrics = metrics
         self._subscribers = 0
         self._fetch = Fetch(store)
@@ -58,6 +60,7 @@ class ImageService(images_pb2_grpc.ImageServiceServicer):
             max_boxes=self._limits.max_boxes,
             max_chunk_bytes=CHUNK_BYTES,
             store_id=self._store.store_id,
+            uplink=_advice(self._config),
         )
 
     async def Upload(  # type: ignore[override]  # writes to the context, since answers come when they will
@@ -117,6 +120,20 @@ class ImageService(images_pb2_grpc.ImageServiceServicer):
     def _count(self, change: int) -> None:
         self._subscribers += change
         self._metrics.subscribers.set(self._subscribers)
+
+
+def _advice(config: FogConfig) -> images_pb2.UplinkAdvice:
+    """What is worth sending."""
+    number = images_pb2.UplinkForm.ValueType
+    object_quality, background_quality = roi_qualities(config)
+    return images_pb2.UplinkAdvice(
+        coded_width=config.width,
+        keeps_sources=config.keep_sources,
+        accepts=[number(form.value) for form in config.uplink.forms if form is not Form.ORIGINAL],
+        advises=number(config.uplink.advice(config.keep_sources).value),
+        object_quality=object_quality,
+        background_quality=background_quality,
+    )
 
 
 def _subscribe_response(update: Update) -> images_pb2.SubscribeResponse:

@@ -10,6 +10,7 @@ from pathlib import Path
 import msgspec
 
 from fogline.common.errors import FormatError
+from fogline.common.images.forms import Form
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,8 @@ class ImageStats:
     camera: str
     sources: tuple[str, ...]  # names of the devices that uploaded it
     source_size: tuple[int, int]  # pixels
-    source_bytes: int
+    source_bytes: int  # as uploaded
+    form: Form  # in which it was uploaded
     boxes: int
     capture_us: int
     received_us: int
@@ -62,7 +64,7 @@ def read_images(data_dir: Path) -> list[ImageStats]:
             sources.setdefault(content_id, []).append(device)
         rows = db.execute(
             "SELECT i.content_id, camera, width, height, source_bytes, boxes, capture_us, received_us, state, reason,"
-            " cursor, size, layers, encode_s, published_us"
+            " cursor, size, layers, encode_s, published_us, upload_form"
             " FROM images i LEFT JOIN published p USING (content_id) ORDER BY seq"
         ).fetchall()
     return [
@@ -72,6 +74,7 @@ def read_images(data_dir: Path) -> list[ImageStats]:
             sources=tuple(sources.get(row[0], ())),
             source_size=(row[2], row[3]),
             source_bytes=row[4],
+            form=Form(row[15]),
             boxes=len(msgspec.json.decode(row[5])),
             capture_us=row[6],
             received_us=row[7],

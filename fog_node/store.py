@@ -20,11 +20,21 @@ from fogline.common.clock import now_us
 from fogline.common.database import Database
 from fogline.common.errors import CapacityError
 from fogline.common.files import DirectoryLock
+from fogline.common.images.forms import Form
 from fogline.fog_node.group_commit import GroupCommit
-from fogline.fog_node.schema import SCHEMA, SCHEMA_VERSION
+from fogline.fog_node.schema import SCHEMA, SCHEMA_VERSION, UPGRADES
 
 # Uploads stop here and leave the rest to the records of what is queued: a full node must still be able to publish.
 INGEST_SHARE = 0.9
+
+
+@dataclass(frozen=True)
+class CodedUpload:
+    """What a device sent instead of the JPEG."""
+
+    digest: bytes  # SHA-256, its name in the blob store
+    form: Form
+    width: int  # pixels
 
 
 @dataclass(frozen=True)
@@ -36,8 +46,9 @@ class NewImage:
     capture_time_us: int
     width: int
     height: int
-    source_bytes: int
+    source_bytes: int  # as uploaded
     boxes: tuple[Box, ...]
+    upload: CodedUpload | None = None  # None: the JPEG as captured
 
 
 @dataclass(frozen=True)
@@ -51,6 +62,12 @@ class QueuedImage:
     height: int
     boxes: tuple[Box, ...]
     trace: str = ""  # of its upload, for the logs; not kept over a restart
+    upload: CodedUpload | None = None  # None: the JPEG as captured
+
+    @property
+    def digest(self) -> bytes:
+        """Name of what was uploaded in the blob store."""
+        return self.content_id if self.upload is None else self.upload.digest
 
 
 @dataclass(frozen=True)
@@ -94,7 +111,7 @@ class Store:
         self._lock = DirectoryLock(data_dir, "fog node")
         try:
             self.blobs = BlobStore(data_dir / "blobs", capacity_bytes)
-            self._db = GroupCommit(Database(data_dir / "fog.db", SCHEMA, SCHEMA_VERSION))
+            self._db = GroupCommit(Database(data_dir / "fog.db", SCHEMA, SCHEMA_VERSION, upgrades=UPGRADES))
         except BaseException:
             self._lock.close()
             raise
@@ -110,7 +127,7 @@ class Store:
             db.execute("UPDATE images SET state = 'received', reason = '' WHERE state = 'bad'")
             (store_id,) = db.execute("SELECT value FROM meta WHERE key = 'store_id'").fetchone()
             (head,) = db.execute("SELECT coalesce(max(cursor), 0) FROM published").fetchone()
-            named = {row[0] for row in db.execute("SELECT content_id FROM images WHERE source_held")}
+            named = {row[0] for row in db.execute(f"SELECT {_UPLOAD} FROM images WHERE source_held")}
             named |= {row[0] for row in db.execute("SELECT digest FROM published UNION SELECT digest FROM shared")}
             return store_id, head, named
 
@@ -142,7 +159,8 @@ class Store:
         def job(db: sqlite3.Connection) -> bool:
             added = db.execute(
                 "INSERT OR IGNORE INTO images (content_id, camera, capture_us, received_us, width, height,"
-                " source_bytes, boxes, labels) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                " source_bytes, boxes, labels, upload_digest, upload_form, upload_width)"
+                " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 (
                     image.content_id,
                     image.camera,
@@ -153,10 +171,26 @@ class Store:
                     image.source_bytes,
                     msgspec.json.encode([(b.x, b.y, b.w, b.h, b.label) for b in image.boxes]),
                     msgspec.json.encode(sorted({b.label for b in image.boxes})),
+                    *_upload_row(image.upload),
                 ),
             ).rowcount
             db.execute("INSERT OR IGNORE INTO sources VALUES (?, ?)", (image.content_id, device))
             return added == 1
+
+        return await self._db.run(job)
+
+    async def names(self, digest: bytes, content_id: bytes) -> bool:
+        """Whether anything that is held or published counts on the blob `digest`, but for the image `content_id`."""
+
+        def job(db: sqlite3.Connection) -> bool:
+            query = (
+                "SELECT EXISTS (SELECT 1 FROM images WHERE source_held AND content_id = ?1 AND ?1 != ?2"
+                " AND upload_digest IS NULL)"
+                " OR EXISTS (SELECT 1 FROM images WHERE source_held AND content_id != ?2 AND upload_digest = ?1)"
+                " OR EXISTS (SELECT 1 FROM published WHERE digest = ?1)"
+                " OR EXISTS (SELECT 1 FROM shared WHERE digest = ?1)"
+            )
+            return bool(db.execute(query, (digest, content_id)).fetchone()[0])
 
         return await self._db.run(job)
 
@@ -185,13 +219,17 @@ class Store:
         return bool(rows)
 
     async def drop_sources(self, content_ids: Sequence[bytes]) -> None:
-        """Forget the captured bytes of published images."""
+        """Forget what was uploaded of published images."""
 
-        def job(db: sqlite3.Connection) -> None:
+        def job(db: sqlite3.Connection) -> list[bytes]:
+            found: list[bytes] = []
+            for content_id in content_ids:
+                row = db.execute(f"SELECT {_UPLOAD} FROM images WHERE content_id = ?", (content_id,)).fetchone()
+                found += row or ()
             db.executemany("UPDATE images SET source_held = 0 WHERE content_id = ?", [(c,) for c in content_ids])
+            return found
 
-        await self._db.run(job)
-        await asyncio.to_thread(self._delete, content_ids)
+        await asyncio.to_thread(self._delete, await self._db.run(job))
 
     # --- encoding
 
@@ -199,11 +237,14 @@ class Store:
         """Every image that waits to be encoded, in the order of arrival."""
         rows = await self._db.run(
             lambda db: db.execute(
-                "SELECT content_id, camera, capture_us, width, height, boxes FROM images"
-                " WHERE state = 'received' ORDER BY seq"
+                "SELECT content_id, camera, capture_us, width, height, boxes, upload_digest, upload_form, upload_width"
+                " FROM images WHERE state = 'received' ORDER BY seq"
             ).fetchall()
         )
-        return [QueuedImage(i, c, t, w, h, _boxes(boxes)) for i, c, t, w, h, boxes in rows]
+        return [
+            QueuedImage(i, c, t, w, h, _boxes(boxes), upload=None if d is None else CodedUpload(d, Form(form), width))
+            for i, c, t, w, h, boxes, d, form, width in rows
+        ]
 
     def put(self, blobs: Iterable[bytes]) -> None:
         """Write the blobs that `publish` is going to name. Blocks."""
@@ -323,7 +364,12 @@ class Store:
             self.blobs.delete(digest)
 
 
+_UPLOAD = "coalesce(upload_digest, content_id)"  # the blob of what was uploaded
 _MAX_INTEGER = 2**63 - 1  # SQLite's; a cursor from the wire is unsigned
+
+
+def _upload_row(upload: CodedUpload | None) -> tuple[bytes | None, int, int | None]:
+    return (None, Form.ORIGINAL.value, None) if upload is None else (upload.digest, upload.form.value, upload.width)
 
 
 def _boxes(raw: bytes) -> tuple[Box, ...]:

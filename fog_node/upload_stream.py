@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine
 from contextlib import suppress
 from typing import Any
 
@@ -12,9 +12,10 @@ import grpc
 
 from fogline.common.boxes import Box
 from fogline.common.errors import CapacityError, InputError, ProtocolError
+from fogline.common.images.forms import Form
 from fogline.common.rpc.gen import images_pb2 as pb
 from fogline.common.wire.transfer import Piece
-from fogline.common.wire.upload import Reason, UploadReceiver
+from fogline.common.wire.upload import DIGEST_BYTES, Reason, UploadReceiver
 from fogline.fog_node.ingest import Claim, Ingest
 
 log = logging.getLogger(__name__)
@@ -78,17 +79,18 @@ class UploadStream:
                 raise ProtocolError("an upload request that is neither an offer nor a chunk; update the older end")
 
     async def _offer(self, offer: pb.ImageOffer) -> None:
+        form = _form(offer, self._ingest.forms)
         refused = self._receiver.offer(offer.content_id, offer.size)
         if refused is not None:
             await self._answer(_rejected(refused.content_id, refused.reason, refused.detail))
             return
         # Chunks of it can't come before it was accepted, so the lookup need not hold up the stream.
-        self._start(self._decide(offer))
+        self._start(self._decide(offer, form))
 
-    async def _decide(self, offer: pb.ImageOffer) -> None:
+    async def _decide(self, offer: pb.ImageOffer, form: Form) -> None:
         content_id = offer.content_id
         try:
-            claim = _claim(offer, self._ingest)
+            claim = _claim(offer, form, self._ingest)
             held = await self._ingest.known(content_id, self._device)
             if held is not None and held.state == "bad":
                 raise InputError(f"it was set aside: {held.reason}")
@@ -188,11 +190,23 @@ def _seen(future: asyncio.Future[None]) -> None:
         future.exception()
 
 
-def _claim(offer: pb.ImageOffer, ingest: Ingest) -> Claim:
+def _form(offer: pb.ImageOffer, accepted: Collection[Form]) -> Form:
+    """What is sent. Raises ProtocolError for a form that Hello did not offer, or a digest that does not belong."""
+    number = offer.form or Form.ORIGINAL.value
+    form = next((form for form in accepted if form.value == number), None)
+    if form is None:
+        known = ", ".join(form.text for form in accepted)
+        raise ProtocolError(f"upload: form {number} of an image; this fog node takes {known}: say Hello again")
+    if len(offer.digest) != (0 if form is Form.ORIGINAL else DIGEST_BYTES):
+        raise ProtocolError(f"upload: a digest of {len(offer.digest)} bytes with form {form.text}; update the edge")
+    return form
+
+
+def _claim(offer: pb.ImageOffer, form: Form, ingest: Ingest) -> Claim:
     if len(offer.boxes) > ingest.limits.max_boxes:
         raise InputError(f"{len(offer.boxes)} boxes; this fog node takes up to {ingest.limits.max_boxes}: drop some")
     boxes = tuple(Box(box.x, box.y, box.width, box.height, box.label or "object") for box in offer.boxes)
-    claim = Claim(offer.content_id, offer.size, offer.camera, offer.capture_time_us, boxes)
+    claim = Claim(offer.content_id, offer.size, offer.camera, offer.capture_time_us, boxes, form, offer.digest)
     claim.check()
     return claim
 

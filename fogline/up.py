@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 CODECS = ("siren", "jpeg2", "avif2")
+UPLINKS = ("original", "resized", "avif", "roi")
 NEEDS = ("torch", "safetensors", "rich", "matplotlib", "jinja2")
 MARK = "fogline-run.json"  # tells a folder of ours, which may be replaced, from anybody else's
 CLIP_EDGES, CLIP_FRAMES = 3, 20
@@ -53,6 +54,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--image-codec", choices=CODECS, default="siren", help="how the fog node encodes images")
     parser.add_argument(
         "--codec-param", action="append", default=[], metavar="K=V", help="a parameter of the codec, in YAML; again"
+    )
+    parser.add_argument(
+        "--uplink", choices=UPLINKS, default="original", help="what edges send of an image (default: original)"
     )
     parser.add_argument("--out", type=Path, default=Path("fogline-run"), metavar="DIR", help="for everything written")
     parser.add_argument("--width", type=int, default=320, help="coded and training width in pixels (default: 320)")
@@ -168,6 +172,7 @@ class _Run:
             codec=arguments.image_codec,
             codec_params=parse("--codec-param", arguments.codec_param),
             width=arguments.width,
+            uplink=arguments.uplink,
             height=training_size(source.sequences, arguments.width)[1],
             fps=arguments.fps,
             train_steps=self.steps,
@@ -187,7 +192,7 @@ class _Run:
         plan = self.plan
         self.console.print(
             f"{len(plan.edges)} edges, {len(plan.images)} images of {len(plan.shared)} sequences, "
-            f"codec {self.settings.codec}; everything is under {self.out}",
+            f"codec {self.settings.codec}, uplink {self.settings.uplink}; everything is under {self.out}",
             highlight=False,
             soft_wrap=True,
         )

@@ -68,6 +68,10 @@ class Avif2(LayerCodec):
         """See `LayerCodec.render`."""
         return raster.render(_decode, prepared, places, device)
 
+    def picture(self, prepared: _Prepared) -> Image.Image:
+        """Decode a layer at its own size, RGB. Raises FormatError."""
+        return _decode(prepared)
+
 
 def build_avif2(params: Mapping[str, Any], device: str = "cpu") -> raster.PairEncoder:
     """An encoder; parameters `background_quality` and `object_quality`, 1 to 100. Raises ConfigError.
@@ -86,14 +90,14 @@ def build_avif2(params: Mapping[str, Any], device: str = "cpu") -> raster.PairEn
     )
 
 
-def encode_payload(pixels: NDArray[np.uint8], quality: int, *, full_chroma: bool) -> bytes:
+def encode_payload(pixels: NDArray[np.uint8], quality: int, *, full_chroma: bool, speed: int = SPEED) -> bytes:
     """One layer's payload from its pixels (H, W, 3)."""
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(
         buffer,
         "AVIF",
         quality=quality,
-        speed=SPEED,
+        speed=speed,
         subsampling="4:4:4" if full_chroma else "4:2:0",
         codec="aom",
         max_threads=1,  # threads are better spent on other layers

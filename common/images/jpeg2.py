@@ -73,6 +73,10 @@ class Jpeg2(LayerCodec):
         """See `LayerCodec.render`."""
         return raster.render(_decode, prepared, places, device)
 
+    def picture(self, prepared: _Prepared) -> Image.Image:
+        """Decode a layer at its own size, RGB. Raises FormatError."""
+        return _decode(prepared)
+
 
 def build_jpeg2(params: Mapping[str, Any], device: str = "cpu") -> raster.PairEncoder:
     """An encoder; parameters `background_quality` and `object_quality`, 1 to 100. Raises ConfigError."""

@@ -34,6 +34,7 @@ class Settings:
     out: Path
     codec: str
     codec_params: Mapping[str, Any] = field(default_factory=dict)
+    uplink: str = "original"  # what the fog node advises edges to send
     width: int = 320  # coded and training width, pixels
     height: int = 192  # training height, pixels
     fps: float = 0.0  # of every camera; 0: as fast as its outbox takes them
@@ -108,6 +109,7 @@ class Cluster:
             "listen": f"{HOST}:0",
             "cloud": cloud,
             "width": self.settings.width,
+            "uplink": {"advise": self.settings.uplink},
             "encoder": {"codec": self.settings.codec, "params": dict(self.settings.codec_params)},
         }
 

@@ -21,6 +21,7 @@ COLOURS = {
     "decoded": "#16a394",
     "untrained": "#e0a030",
 }
+_CODED_BETA = 0.9  # below it, edges sent something else than JPEGs as captured
 _STYLE: Any = {
     "font.family": "DejaVu Sans",
     "font.size": 9.5,
@@ -91,21 +92,25 @@ def bytes_chart(traffic: Traffic, codec: str) -> str:
 
 
 def gain_chart(traffic: Traffic, model: Model) -> str:
-    """n / (1 + alpha n) over the number of receivers, with what was measured."""
+    """n / (beta + alpha n) over the receivers, with what was measured, and the paper's beta of 1 beside it."""
     figure, axes = _figure(4.6, 2.7)
     most = max(12, round(model.n * 1.5))
     receivers = range(1, most + 1)
-    axes.plot(receivers, receivers, color=COLOURS["baseline"], linestyle=":", label="alpha = 0: free records")
+    free = [Model(n, 0.0, model.beta).gain for n in receivers]
+    axes.plot(receivers, free, color=COLOURS["baseline"], linestyle=":", label="alpha = 0: free records")
     axes.plot(
         receivers,
-        [Model(n, model.alpha).gain for n in receivers],
+        [Model(n, model.alpha, model.beta).gain for n in receivers],
         color=COLOURS["uplink"],
-        label=f"n/(1+alpha n), alpha = {model.alpha:.3f}",
+        label=f"n/(beta+alpha n), alpha = {model.alpha:.3f}, beta = {model.beta:.2f}",
     )
+    if model.beta < _CODED_BETA:
+        as_captured = [Model(n, model.alpha).gain for n in receivers]
+        axes.plot(receivers, as_captured, color=COLOURS["source"], linestyle="--", label="n/(1+alpha n): JPEGs go up")
     axes.plot([model.n], [traffic.gain_vs_source], "o", color=COLOURS["control"], label="measured, all bytes")
     axes.set_xlabel("receivers of each image, n")
     axes.set_ylabel("gain over JPEGs as captured")
-    axes.set_ylim(0, Model(most, model.alpha).gain * 1.6 + 1)
+    axes.set_ylim(0, Model(most, model.alpha, model.beta).gain * 1.6 + 1)
     _legend(axes, loc="upper left")
     return _svg(figure)
 

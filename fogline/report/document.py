@@ -1,5 +1,9 @@
 """`report.json`, schema 1. Keys outside `extra` are a contract: benchmarks and users' scripts read them.
 
+`uplink` has the form that edges were advised to send, `images` that came in each form, `beta` and `alpha`: bytes of the
+uplink, and of the downlink with shared state to one receiver, over bytes of source JPEGs, on the wire, and
+`gain_n_over_beta_plus_alpha_n` for them; `extra.prediction` has the paper's n/(1 + alpha n) too.
+
 Units are in the names or are bytes. `cpu_seconds` are per tier, over all its processes and their restarts.
 """
 
@@ -23,6 +27,13 @@ def document(found: Findings) -> dict[str, Any]:
         "receivers_per_image": found.receivers_per_image,
         "images": found.images,
         "codec": {"name": found.codec, "params": dict(found.codec_params)},
+        "uplink": {
+            "form": found.uplink,
+            "images": dict(found.uplink_forms),
+            "beta": found.model.beta,
+            "alpha": found.model.alpha,
+            "gain_n_over_beta_plus_alpha_n": found.model.gain,
+        },
         "bytes": dataclasses.asdict(traffic),
         "gain_vs_source": traffic.gain_vs_source,
         "gain_vs_resized": traffic.gain_vs_resized,
@@ -103,7 +114,9 @@ def _extra(found: Findings) -> dict[str, Any]:
         "prediction": {
             "n": found.model.n,
             "alpha": found.model.alpha,
-            "gain_n_over_1_plus_alpha_n": found.model.gain,
+            "beta": found.model.beta,
+            "gain_n_over_1_plus_alpha_n": found.model.gain_as_captured,
+            "gain_n_over_beta_plus_alpha_n": found.model.gain,
             "measured_gain_vs_source": found.traffic.gain_vs_source,
         },
         "bytes_by_link": [dataclasses.asdict(flow) for flow in found.flows],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import statistics
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -91,6 +92,8 @@ def evaluate(cluster: Cluster, tracks: Mapping[str, Track], options: Options, te
         synthetic=options.synthetic,
         codec=settings.codec,
         codec_params=settings.codec_params,
+        uplink=settings.uplink,
+        uplink_forms=Counter(image.form.text for image in stats),
         size=next(iter(sizes)) if len(sizes) == 1 else None,
         width=settings.width,
         images=len(plan.images),

@@ -103,6 +103,8 @@ class Findings:
     synthetic: bool
     codec: str
     codec_params: Mapping[str, Any]
+    uplink: str  # the form that edges were advised to send
+    uplink_forms: Mapping[str, int]  # images that came in each form
     size: tuple[int, int] | None  # coded width and height where all cameras agree
     width: int  # coded width
     images: int

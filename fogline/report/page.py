@@ -186,7 +186,7 @@ def _codec_rows(found: Findings) -> list[dict[str, Any]]:
             "object": decibel(trial.object_db),
             "encode": rate(trial.encode_per_s),
             "decode": rate(trial.decode_per_s),
-            "gain": f"{n / (1 + n * trial.bytes_per_image / max(1.0, source)):.2f}x",
+            "gain": f"{n / (found.model.beta + n * trial.bytes_per_image / max(1.0, source)):.2f}x",
             "this": trial.this_run,
         }
         for trial in found.trials

@@ -15,7 +15,7 @@ REPLACING = (
 )
 CODECS = (
     "Encoded and decoded after the run on the host that ran it; bytes are whole records. The last column is "
-    "n/(1 + alpha n) for these frames, without control traffic."
+    "n/(beta + alpha n) for these frames under this run's uplink, without control traffic."
 )
 COMPLETENESS = (
     "Counted after the run from the files of each device: every record was read, its checksums verified and its "
@@ -50,7 +50,7 @@ def summary(found: Findings) -> list[str]:
     deliveries = sum(d.completeness.held for d in found.edges if d.completeness)
     happened = (
         f"{len(found.edges)} cameras captured {found.images} images; every camera received the images of all others, "
-        f"{deliveries} deliveries in all. Through the fog node, with the codec {found.codec}, that put "
+        f"{deliveries} deliveries in all. Through the fog node, uplink {found.uplink}, codec {found.codec}, that put "
         f"{human_bytes(traffic.total)} on the wire. Had the cameras sent their JPEGs straight to each other, it would "
         f"have been {human_bytes(traffic.serverless)}."
     )
@@ -66,10 +66,14 @@ def summary(found: Findings) -> list[str]:
         caveat = (
             f"Mind the second figure: JPEGs resized to the training width of {found.width} pixels (quality 75) and "
             f"sent directly would have taken only {resized}, less than this run. All of the gain, and more, is "
-            "resizing: every JPEG goes up once at full size, which weighs more the fewer the receivers of an image "
+            f"resizing: {_goes_up(found)} once, which weighs more the fewer the receivers of an image "
             f"({found.receivers_per_image:.3g} here)."
         )
     return [happened, caveat, *_beaten(found)]
+
+
+def _goes_up(found: Findings) -> str:
+    return "every JPEG goes up at full size" if found.uplink == "original" else f"every image goes up ({found.uplink})"
 
 
 def _beaten(found: Findings) -> list[str]:
@@ -94,10 +98,16 @@ def _beaten(found: Findings) -> list[str]:
 def gain(found: Findings) -> str:
     """The formula beside the measurement."""
     model = found.model
-    return (
-        f"A byte of JPEG becomes alpha = {model.alpha:.3f} bytes of record. With n = {model.n:.3g} receivers, "
-        f"n/(1 + alpha n) predicts {model.gain:.2f}x; measured, with headers, TLS and control, it is "
-        f"{found.traffic.gain_vs_source:.2f}x. The ceiling is n, as every JPEG goes up once."
+    text = (
+        f"A byte of JPEG becomes beta = {model.beta:.3f} bytes on the way up and alpha = {model.alpha:.3f} bytes of "
+        f"record. With n = {model.n:.3g} receivers, n/(beta + alpha n) predicts {model.gain:.2f}x; measured, with "
+        f"control, it is {found.traffic.gain_vs_source:.2f}x. "
+    )
+    if found.uplink == "original":
+        return text + "The ceiling is n/beta, about n, as every JPEG goes up once as captured; see --uplink."
+    return text + (
+        f"With JPEGs as captured on the uplink it would be n/(1 + alpha n) = {model.gain_as_captured:.2f}x. Quality is "
+        f"measured against the captured JPEGs, so it holds what the uplink form ({found.uplink}) lost, too."
     )
 
 

@@ -44,7 +44,8 @@ def _bytes(found: Findings) -> Table:
     table.add_row(f"through the fog node, {found.codec}", human_bytes(traffic.total), "")
     table.add_row("  gain over JPEGs as captured", "", f"{traffic.gain_vs_source:.2f}x")
     table.add_row("  gain over JPEGs resized first", "", f"{traffic.gain_vs_resized:.2f}x")
-    table.add_row("  n/(1 + alpha n) predicts, without control", "", f"{found.model.gain:.2f}x")
+    table.add_row("  n/(beta + alpha n) predicts, without control", "", f"{found.model.gain:.2f}x")
+    table.add_row(f"  alpha {found.model.alpha:.3f}, beta {found.model.beta:.3f} (uplink {found.uplink})", "", "")
     for name in ("uplink", "downlink", "shared_state", "control"):
         table.add_row(f"  {name.replace('_', ' ')}", human_bytes(getattr(traffic, name)), "")
     return table

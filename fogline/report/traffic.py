@@ -66,18 +66,26 @@ def count(
 
 @dataclass(frozen=True)
 class Model:
-    """The paper's arithmetic: n receivers, alpha = bytes of a record over bytes of its source; no overheads."""
+    """The paper's arithmetic: n receivers; alpha = bytes of a record, beta = of an upload, over those of the source."""
 
     n: float
     alpha: float
+    beta: float = 1.0  # the paper's edges send their JPEGs as captured
 
     @property
     def gain(self) -> float:
-        """n / (1 + alpha n)."""
+        """n / (beta + alpha n)."""
+        return self.n / (self.beta + self.alpha * self.n)
+
+    @property
+    def gain_as_captured(self) -> float:
+        """n / (1 + alpha n), the paper's: what JPEGs as captured on the uplink would leave of it."""
         return self.n / (1 + self.alpha * self.n)
 
 
 def model_of(traffic: Traffic, receivers: float, source_bytes: int) -> Model:
-    """alpha as measured: what one receiver was sent per byte of source."""
+    """alpha and beta as measured, with headers: what a receiver was sent, and what went up, per byte of source."""
     per_receiver = (traffic.downlink + traffic.shared_state) / max(1.0, receivers)
-    return Model(receivers, per_receiver / max(1, source_bytes))
+    source = max(1, source_bytes)
+    # Where nothing went up (an edge's images were held already) the paper's 1 keeps the arithmetic whole.
+    return Model(receivers, per_receiver / source, traffic.uplink / source if traffic.uplink else 1.0)

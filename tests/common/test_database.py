@@ -74,3 +74,21 @@ def test_what_can_not_be_opened_says_why(tmp_path: Path) -> None:
     other.close()
     with pytest.raises(ConfigError, match="already exists"):
         Database(path, SCHEMA, 1)
+
+
+def test_an_older_file_is_brought_up_to_date_step_by_step(tmp_path: Path) -> None:
+    path = tmp_path / "x.sqlite"
+    old = Database(path, SCHEMA, 1)
+    with old.transaction() as db:
+        db.execute("INSERT INTO t VALUES ('kept')")
+    old.close()
+    steps = {1: "ALTER TABLE t ADD COLUMN more INTEGER NOT NULL DEFAULT 7", 2: "CREATE TABLE u (x)"}
+    with pytest.raises(FormatError, match="schema 1, this version of Fogline has 3"):
+        Database(path, SCHEMA, 3, upgrades={2: steps[2]})
+    new = Database(path, SCHEMA, 3, upgrades=steps)
+    assert new.rows("SELECT * FROM t") == [("kept", 7)]
+    assert new.rows("SELECT * FROM u") == []
+    new.close()
+    Database(path, SCHEMA, 3, upgrades=steps).close()
+    with pytest.raises(FormatError, match="schema 3, this version of Fogline has 2"):
+        Database(path, SCHEMA, 2, upgrades=steps)

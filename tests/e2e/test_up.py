@@ -21,6 +21,7 @@ SCHEMA = {
     "receivers_per_image": None,
     "images": None,
     "codec": {"name", "params"},
+    "uplink": {"form", "images", "beta", "alpha", "gain_n_over_beta_plus_alpha_n"},
     "bytes": {
         "source",
         "source_resized",
@@ -146,6 +147,31 @@ def test_siren(fogline_up: Callable[..., Up], tiny_clip: list[Path]) -> None:
     assert report["codec"] == {"name": "siren", "params": {"steps": 30, "object_steps": 20}}
     assert (report["images"], report["images_lost"], report["images_duplicated"]) == (7, 0, 0)
     assert report["training"] is None
+
+
+@pytest.mark.parametrize("uplink", ["resized", "avif", "roi"])
+def test_coded_uplinks(fogline_up: Callable[..., Up], tiny_clip: list[Path], uplink: str) -> None:
+    data = [word for folder in tiny_clip for word in ("--data", folder)]
+    done = fogline_up(
+        *data, "--edges", 3, "--image-codec", "avif2", "--uplink", uplink, "--width", 96, "--fps", 0,
+        "--train-edges", 0, "--no-train-compare",
+    )  # fmt: skip
+    assert done.code == 0, done.text
+    report = done.report
+    assert (report["images"], report["images_lost"], report["images_duplicated"]) == (14, 0, 0)
+    assert report["uplink"]["form"] == uplink
+    assert report["uplink"]["images"] == {uplink: 14}
+    counted = report["bytes"]
+    assert 0 < report["uplink"]["beta"] < 0.9
+    assert report["uplink"]["beta"] == pytest.approx(counted["uplink"] / counted["source"])
+    prediction = report["extra"]["prediction"]
+    n, alpha, beta = prediction["n"], prediction["alpha"], prediction["beta"]
+    assert prediction["gain_n_over_beta_plus_alpha_n"] == pytest.approx(n / (beta + alpha * n))
+    assert prediction["gain_n_over_1_plus_alpha_n"] == pytest.approx(n / (1 + alpha * n))
+    # Against the captured frames: what the uplink lost shows here.
+    assert 20 < report["quality"]["full_psnr_db"] < 60
+    page = (done.out / "report.html").read_text(encoding="utf-8")
+    assert "n/(beta + alpha n)" in page
 
 
 def test_a_wrong_setting_ends_it_before_anything_starts(

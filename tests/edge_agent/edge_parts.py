@@ -17,7 +17,7 @@ from fogline.common.rpc.accounting import LinkMeter
 from fogline.common.rpc.peer import Peer
 from fogline.common.rpc.retry import Backoff
 from fogline.edge_agent.clock import FogClock
-from fogline.edge_agent.config import FilterConfig
+from fogline.edge_agent.config import FilterConfig, UplinkConfig
 from fogline.edge_agent.fog import FogLink
 from fogline.edge_agent.library import Library
 from fogline.edge_agent.outbox import Outbox
@@ -35,9 +35,9 @@ class Parts:
     receiver: Receiver
     clock: FogClock
 
-    def add(self, *seeds: int, data: bytes | None = None) -> list[bytes]:
+    def add(self, *seeds: int, data: bytes | None = None, size: tuple[int, int] = (64, 48)) -> list[bytes]:
         """Capture; the JPEGs."""
-        images = [jpeg(seed) if data is None else data for seed in seeds]
+        images = [jpeg(seed, size) if data is None else data for seed in seeds]
         for seed, image in zip(seeds, images, strict=True):
             self.outbox.add(image, [Box(1, 2, 3, 4, "car")], "cam", self.clock.stamp(), "s", str(seed))
         return images
@@ -46,7 +46,8 @@ class Parts:
 @contextmanager
 def parts(
     root: Path, fog: ScriptedFog, *, clock: FogClock | None = None, max_bytes: int = 1 << 30,
-    wanted: FilterConfig | None = None, run: Literal["both", "upload", "receive"] = "both",
+    wanted: FilterConfig | None = None, uplink: UplinkConfig | None = None,
+    run: Literal["both", "upload", "receive"] = "both",
 ) -> Iterator[Parts]:  # fmt: skip
     """Running against a fog node; ended, and closed, at the end."""
     stop, clock = Stop(), clock or FogClock()
@@ -55,7 +56,7 @@ def parts(
     link = FogLink(find, TlsConfig(insecure=True), Peer("edge-1", "edge"), LinkMeter("edge-fog"), clock, stop)
     link._backoff = Backoff(0.05, 0.2)
     uploader, receiver = (
-        Uploader(link, outbox, clock, stop),
+        Uploader(link, outbox, clock, stop, uplink),
         Receiver(link, library, clock, wanted or FilterConfig(), stop),
     )
     receiver._disk = Backoff(0.05, 0.2)

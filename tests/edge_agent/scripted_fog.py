@@ -35,7 +35,7 @@ class ScriptedFog(images_pb2_grpc.ImageServiceServicer):
         # Upload
         self.offers: list[pb.ImageOffer] = []
         self.parts: dict[bytes, bytearray] = {}
-        self.stored: dict[bytes, bytes] = {}
+        self.stored: dict[bytes, bytes] = {}  # what came, by content id
         self.resumed_at: list[int] = []
         self.on_offer: Callable[[pb.ImageOffer], pb.UploadResponse | None] = lambda offer: None
         self.break_after: int | None = None  # chunks until the connection breaks, once
@@ -66,12 +66,12 @@ class ScriptedFog(images_pb2_grpc.ImageServiceServicer):
         return pb.HelloResponse(**(fields | self.hello))
 
     async def Upload(self, requests: AsyncIterator[pb.UploadRequest], context: Any) -> AsyncIterator[pb.UploadResponse]:
-        sizes: dict[bytes, int] = {}
+        offers: dict[bytes, pb.ImageOffer] = {}
         async for request in requests:
             if request.WhichOneof("message") == "offer":
                 offer = request.offer
                 self.offers.append(offer)
-                sizes[offer.content_id] = offer.size
+                offers[offer.content_id] = offer
                 scripted = self.on_offer(offer)
                 if scripted is not None:
                     yield scripted
@@ -79,12 +79,14 @@ class ScriptedFog(images_pb2_grpc.ImageServiceServicer):
                 if offer.content_id in self.stored:
                     yield pb.UploadResponse(stored=pb.UploadStored(content_id=offer.content_id, duplicate=True))
                     continue
-                held = len(self.parts.setdefault(offer.content_id, bytearray()))
+                held = len(self.parts.setdefault(offer.digest or offer.content_id, bytearray()))
                 self.resumed_at.append(held)
                 yield pb.UploadResponse(accepted=pb.UploadAccepted(content_id=offer.content_id, offset=held))
                 continue
             content_id, chunk = request.chunk.content_id, request.chunk.chunk
-            part = self.parts[content_id]
+            offer = offers[content_id]
+            digest = offer.digest or content_id
+            part = self.parts[digest]
             assert chunk.offset == len(part)
             assert zlib.crc32(chunk.data) == chunk.crc32
             part += chunk.data
@@ -93,9 +95,9 @@ class ScriptedFog(images_pb2_grpc.ImageServiceServicer):
                 if self.break_after == 0:
                     self.break_after = None
                     await context.abort(grpc_unavailable(), "scripted break")
-            if len(part) == sizes[content_id]:
-                assert hashlib.sha256(part).digest() == content_id
-                self.stored[content_id] = bytes(self.parts.pop(content_id))
+            if len(part) == offer.size:
+                assert hashlib.sha256(part).digest() == digest
+                self.stored[content_id] = bytes(self.parts.pop(digest))
                 yield pb.UploadResponse(stored=pb.UploadStored(content_id=content_id))
 
     async def Subscribe(self, request: pb.SubscribeRequest, context: Any) -> AsyncIterator[pb.SubscribeResponse]:

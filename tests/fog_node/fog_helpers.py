@@ -55,10 +55,12 @@ class Shot:
     boxes: tuple[tuple[float, float, float, float, str], ...] = ((10.0, 10.0, 40.0, 30.0, "cat"),)
     camera: str = "cam"
     capture_us: int = field(default_factory=now_us)
+    of: bytes = b""  # the content id, where `data` is a coded form of that image
+    form: int = 0
 
     @property
     def content_id(self) -> bytes:
-        return hashlib.sha256(self.data).digest()
+        return self.of or hashlib.sha256(self.data).digest()
 
     def offer(self, size: int | None = None) -> pb.ImageOffer:
         return pb.ImageOffer(
@@ -67,6 +69,8 @@ class Shot:
             camera=self.camera,
             capture_time_us=self.capture_us,
             boxes=[pb.BoundingBox(x=x, y=y, width=w, height=h, label=label) for x, y, w, h, label in self.boxes],
+            form=pb.UplinkForm.ValueType(self.form),
+            digest=hashlib.sha256(self.data).digest() if self.of else b"",
         )
 
 

@@ -43,6 +43,8 @@ def findings() -> Findings:
         synthetic=True,
         codec="siren",
         codec_params={"steps": 5},
+        uplink="original",
+        uplink_forms={"original": 3},
         size=(320, 180),
         width=320,
         images=3,
@@ -91,12 +93,16 @@ def test_bytes_are_sorted_into_the_schema_s_classes() -> None:
     }  # fmt: skip
     assert found.traffic.gain_vs_source == pytest.approx(1800 / 1332)
     assert found.model.alpha == pytest.approx(160 / 900)
-    assert found.model.gain == pytest.approx(2 / (1 + 2 * 160 / 900))
+    assert found.model.beta == pytest.approx(1000 / 900)
+    assert found.model.gain == pytest.approx(1800 / (1000 + 320))
+    assert found.model.gain_as_captured == pytest.approx(2 / (1 + 2 * 160 / 900))
 
 
 def test_paper_s_arithmetic() -> None:
     assert traffic.Model(9, 1 / 12.1).gain == pytest.approx(5.161, abs=1e-3)
     assert traffic.Model(9, 0).gain == 9
+    assert traffic.Model(9, 0.05, 0.1).gain == pytest.approx(9 / 0.55)
+    assert traffic.Model(9, 0.05, 0.1).gain_as_captured == pytest.approx(9 / 1.45)
 
 
 def test_document_is_json_with_means_over_what_is_there() -> None:

@@ -20,6 +20,38 @@ else:
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class _UplinkForm:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _UplinkFormEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_UplinkForm.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    UPLINK_FORM_UNSPECIFIED: _UplinkForm.ValueType  # 0
+    """in an offer: the JPEG as captured"""
+    UPLINK_FORM_ORIGINAL: _UplinkForm.ValueType  # 1
+    """the JPEG as captured"""
+    UPLINK_FORM_RESIZED: _UplinkForm.ValueType  # 2
+    """a JPEG at the coded size"""
+    UPLINK_FORM_AVIF: _UplinkForm.ValueType  # 3
+    """an AVIF still at the coded size"""
+    UPLINK_FORM_ROI: _UplinkForm.ValueType  # 4
+    """AVIF at the coded size, low quality, with high-quality crops of the objects"""
+
+class UplinkForm(_UplinkForm, metaclass=_UplinkFormEnumTypeWrapper):
+    """What an edge may send of an image that it captured."""
+
+UPLINK_FORM_UNSPECIFIED: UplinkForm.ValueType  # 0
+"""in an offer: the JPEG as captured"""
+UPLINK_FORM_ORIGINAL: UplinkForm.ValueType  # 1
+"""the JPEG as captured"""
+UPLINK_FORM_RESIZED: UplinkForm.ValueType  # 2
+"""a JPEG at the coded size"""
+UPLINK_FORM_AVIF: UplinkForm.ValueType  # 3
+"""an AVIF still at the coded size"""
+UPLINK_FORM_ROI: UplinkForm.ValueType  # 4
+"""AVIF at the coded size, low quality, with high-quality crops of the objects"""
+Global___UplinkForm: _TypeAlias = UplinkForm  # noqa: Y015
+
 class _RejectReason:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -80,6 +112,7 @@ class HelloResponse(_message.Message):
     MAX_BOXES_FIELD_NUMBER: _builtins.int
     MAX_CHUNK_BYTES_FIELD_NUMBER: _builtins.int
     STORE_ID_FIELD_NUMBER: _builtins.int
+    UPLINK_FIELD_NUMBER: _builtins.int
     protocol: _builtins.int
     server_time_us: _builtins.int
     max_image_bytes: _builtins.int
@@ -88,6 +121,10 @@ class HelloResponse(_message.Message):
     max_chunk_bytes: _builtins.int
     store_id: _builtins.bytes
     """16 random bytes made with the store; another value means that cursors are void"""
+    @_builtins.property
+    def uplink(self) -> Global___UplinkAdvice:
+        """absent: the fog node takes JPEGs as captured and nothing else"""
+
     def __init__(
         self,
         *,
@@ -98,14 +135,56 @@ class HelloResponse(_message.Message):
         max_boxes: _builtins.int = ...,
         max_chunk_bytes: _builtins.int = ...,
         store_id: _builtins.bytes = ...,
+        uplink: Global___UplinkAdvice | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["uplink", b"uplink"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_boxes", b"max_boxes", "max_chunk_bytes", b"max_chunk_bytes", "max_image_bytes", b"max_image_bytes", "max_image_pixels", b"max_image_pixels", "protocol", b"protocol", "server_time_us", b"server_time_us", "store_id", b"store_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_boxes", b"max_boxes", "max_chunk_bytes", b"max_chunk_bytes", "max_image_bytes", b"max_image_bytes", "max_image_pixels", b"max_image_pixels", "protocol", b"protocol", "server_time_us", b"server_time_us", "store_id", b"store_id", "uplink", b"uplink"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___HelloResponse: _TypeAlias = HelloResponse  # noqa: Y015
+
+@_typing.final
+class UplinkAdvice(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CODED_WIDTH_FIELD_NUMBER: _builtins.int
+    KEEPS_SOURCES_FIELD_NUMBER: _builtins.int
+    ACCEPTS_FIELD_NUMBER: _builtins.int
+    ADVISES_FIELD_NUMBER: _builtins.int
+    OBJECT_QUALITY_FIELD_NUMBER: _builtins.int
+    BACKGROUND_QUALITY_FIELD_NUMBER: _builtins.int
+    coded_width: _builtins.int
+    """the fog node codes frames at this width; more pixels are of no use to it"""
+    keeps_sources: _builtins.bool
+    """what is uploaded is kept after encoding"""
+    advises: Global___UplinkForm.ValueType
+    """what is worth sending"""
+    object_quality: _builtins.int
+    """of `roi`, 1 to 100; 0: the edge's choice"""
+    background_quality: _builtins.int
+    @_builtins.property
+    def accepts(self) -> _containers.RepeatedScalarFieldContainer[Global___UplinkForm.ValueType]:
+        """besides the original, which every fog node takes"""
+
+    def __init__(
+        self,
+        *,
+        coded_width: _builtins.int = ...,
+        keeps_sources: _builtins.bool = ...,
+        accepts: _abc.Iterable[Global___UplinkForm.ValueType] | None = ...,
+        advises: Global___UplinkForm.ValueType = ...,
+        object_quality: _builtins.int = ...,
+        background_quality: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepts", b"accepts", "advises", b"advises", "background_quality", b"background_quality", "coded_width", b"coded_width", "keeps_sources", b"keeps_sources", "object_quality", b"object_quality"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UplinkAdvice: _TypeAlias = UplinkAdvice  # noqa: Y015
 
 @_typing.final
 class BoundingBox(_message.Message):
@@ -174,12 +253,19 @@ class ImageOffer(_message.Message):
     CAMERA_FIELD_NUMBER: _builtins.int
     CAPTURE_TIME_US_FIELD_NUMBER: _builtins.int
     BOXES_FIELD_NUMBER: _builtins.int
+    FORM_FIELD_NUMBER: _builtins.int
+    DIGEST_FIELD_NUMBER: _builtins.int
     content_id: _builtins.bytes
-    """SHA-256 of the JPEG bytes"""
+    """SHA-256 of the JPEG bytes as captured"""
     size: _builtins.int
+    """of what is sent, in bytes"""
     camera: _builtins.str
     capture_time_us: _builtins.int
     """by the fog node's clock: the edge adds its measured offset"""
+    form: Global___UplinkForm.ValueType
+    """of what is sent; unspecified: the JPEG as captured"""
+    digest: _builtins.bytes
+    """SHA-256 of what is sent, where that is not the JPEG as captured; else empty"""
     @_builtins.property
     def boxes(self) -> _containers.RepeatedCompositeFieldContainer[Global___BoundingBox]: ...
     def __init__(
@@ -190,10 +276,12 @@ class ImageOffer(_message.Message):
         camera: _builtins.str = ...,
         capture_time_us: _builtins.int = ...,
         boxes: _abc.Iterable[Global___BoundingBox] | None = ...,
+        form: Global___UplinkForm.ValueType = ...,
+        digest: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["boxes", b"boxes", "camera", b"camera", "capture_time_us", b"capture_time_us", "content_id", b"content_id", "size", b"size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["boxes", b"boxes", "camera", b"camera", "capture_time_us", b"capture_time_us", "content_id", b"content_id", "digest", b"digest", "form", b"form", "size", b"size"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

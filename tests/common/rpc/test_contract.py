@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from fogline.common.images.forms import Form
+from fogline.common.metrics import UPLINK_FORMS
 from fogline.common.rpc import channel, overhead
 from fogline.common.rpc.gen import images_pb2, transfer_pb2
 from fogline.common.wire import transfer, upload
@@ -10,6 +12,12 @@ from fogline.common.wire import transfer, upload
 def test_reasons_are_the_contracts() -> None:
     named = {f"REJECT_REASON_{reason.name}": reason.value for reason in upload.Reason}
     assert {"REJECT_REASON_UNSPECIFIED": 0, **named} == dict(images_pb2.RejectReason.items())
+
+
+def test_forms_are_the_contracts() -> None:
+    named = {f"UPLINK_FORM_{form.name}": form.value for form in Form}
+    assert {"UPLINK_FORM_UNSPECIFIED": 0, **named} == dict(images_pb2.UplinkForm.items())
+    assert tuple(form.text for form in Form) == UPLINK_FORMS
 
 
 def test_every_chunk_and_every_pack_fits_into_a_message() -> None:

@@ -1,0 +1,33 @@
+"""Regions of interest that need no second encoding: what edges are told, and when their layers are a record's.
+
+An upload of form `roi` has the layers of an `avif2` record. Where the fog node codes with `avif2` too, coding them
+again would only lose quality: edges are asked for the codec's own qualities, and their layers are published.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from fogline.common.images import avif2
+from fogline.common.images.record import Layer
+from fogline.fog_node.config import FogConfig
+
+# Bits a pixel that an edge's layers may have to be published as they are; whatever needs more would cost every
+# receiver, and is coded again at our own quality. Frames of a camera take a tenth of it.
+MAX_BITS = 4
+
+
+def roi_qualities(config: FogConfig) -> tuple[int, int]:
+    """Qualities of objects and background that edges are told; 0 where they choose."""
+    if config.encoder.codec != avif2.Avif2.name:
+        return 0, 0
+    chosen = {**avif2.DEFAULTS, **config.encoder.params}
+    return chosen["object_quality"], chosen["background_quality"]
+
+
+def publishable(codec: str, layers: Sequence[Layer], size: tuple[int, int], coded: tuple[int, int]) -> bool:
+    """Whether the layers of an upload of `size` are what `codec` would publish for a frame coded at `coded`."""
+    if codec != avif2.Avif2.name or size != coded or not layers:
+        return False
+    pixels = sum(layer.region[2] * layer.region[3] for layer in layers)
+    return 8 * sum(len(layer.payload) for layer in layers) <= MAX_BITS * pixels + 1024 * len(layers)
