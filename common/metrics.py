@@ -56,7 +56,10 @@ class Metrics:
         return Counter(name, text, tuple(labels), registry=self.registry)
 
     def _gauge(self, name: str, text: str) -> Gauge:
-        return Gauge(name, text, registry=self.registry)
+        return self._labelled(name, text, ())
+
+    def _labelled(self, name: str, text: str, labels: Iterable[str]) -> Gauge:
+        return Gauge(name, text, tuple(labels), registry=self.registry)
 
 
 class EdgeMetrics(Metrics):
@@ -99,6 +102,10 @@ class FogMetrics(Metrics):
         self.encode_queue_images = self._gauge("fogline_encode_queue_images", "Images waiting to be encoded")
         self.encoded_images = self._counter("fogline_encoded_images", "Images encoded and published")
         self.encode_seconds = self._counter("fogline_encode_seconds", "Seconds spent encoding")
+        self.auto_cameras = self._labelled(
+            "fogline_auto_cameras", "Cameras by the codec that `auto` chose for them, since the start", ("codec",)
+        )
+        self.auto_trial_seconds = self._counter("fogline_auto_trial_seconds", "Seconds of encoding spent on trials")
         self.published_head = self._gauge("fogline_published_head", "Newest published cursor")
         self.subscribers = self._gauge("fogline_subscribers", "Open subscriptions")
 

@@ -26,7 +26,9 @@ class Limits(Config, frozen=True):
 class EncoderConfig(Config, frozen=True):
     """How images are compressed. The encoder runs in a child process of its own."""
 
-    codec: Annotated[Literal["siren", "jpeg2", "avif2"], Meta(description="Image codec")] = "siren"
+    codec: Annotated[
+        Literal["siren", "jpeg2", "avif2", "auto"], Meta(description="Image codec; auto: chosen for each camera")
+    ] = "siren"
     params: Annotated[dict[str, Any], Meta(description="Parameters of the codec; {} for its defaults")] = field(
         default_factory=dict
     )

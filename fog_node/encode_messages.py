@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 
 from fogline.common.errors import ProtocolError
+from fogline.common.images.planning import Choice, Situation
 
 HEADER = struct.Struct("<I")
 MAX_FRAME = 1 << 30
@@ -42,9 +43,10 @@ class WorkItem(msgspec.Struct, frozen=True):
 
 
 class Encode(msgspec.Struct, frozen=True, tag=True):
-    """Encode these together."""
+    """Encode these together; `situation` is for an encoder that plans."""
 
     items: list[WorkItem]
+    situation: Situation | None = None
 
 
 class Ready(msgspec.Struct, frozen=True, tag=True):
@@ -70,11 +72,16 @@ class Result(msgspec.Struct, frozen=True):
 
 
 class Encoded(msgspec.Struct, frozen=True, tag=True):
-    """The answer to `Encode`; `shared` holds each shared-state blob of the batch once."""
+    """The answer to `Encode`; `shared` holds each shared-state blob of the batch once.
+
+    `choices` are a planning encoder's news; its trials took `trial_seconds` of `seconds`.
+    """
 
     results: list[Result]
     shared: list[bytes]
     seconds: float
+    choices: list[Choice] = []
+    trial_seconds: float = 0.0
 
 
 class Failed(msgspec.Struct, frozen=True, tag=True):

@@ -5,6 +5,7 @@ Run as `python -m fogline.fog_node.encode_worker PARENT_PID` with pipes on stdin
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import os
 import signal
@@ -48,7 +49,7 @@ def main(argv: list[str]) -> int:
         if not isinstance(request, messages.Encode):
             raise ProtocolError(f"unexpected {type(request).__name__}")
         try:
-            answer: messages.FromChild = _encode(encoder, request.items, start)
+            answer: messages.FromChild = _encode(encoder, request, start)
         except Exception as error:  # the root of a batch: the parent decides what to try next
             traces = sorted({item.trace for item in request.items})
             log.exception("a batch failed", extra={"images": len(request.items), "traces": traces})
@@ -60,7 +61,8 @@ def main(argv: list[str]) -> int:
 def _build(start: messages.Start) -> tuple[ImageEncoder, str]:
     from fogline.fog_node.encoders import build_encoder
 
-    device = _device(start) if start.codec in TORCH_CODECS else "cpu"
+    torch = importlib.util.find_spec("torch") is not None
+    device = _device(start) if start.codec in TORCH_CODECS or (start.codec == "auto" and torch) else "cpu"
     return build_encoder(start.codec, start.params, device), device
 
 
@@ -75,8 +77,14 @@ def _device(start: messages.Start) -> str:
     return start.device
 
 
-def _encode(encoder: ImageEncoder, items: list[messages.WorkItem], start: messages.Start) -> messages.Encoded:
+def _encode(encoder: ImageEncoder, request: messages.Encode, start: messages.Start) -> messages.Encoded:
     from fogline.common.images.container import to_bytes
+    from fogline.fog_node.encoders.auto import AutoEncoder
+
+    items = request.items
+    planner = encoder if isinstance(encoder, AutoEncoder) else None
+    if planner is not None and request.situation is not None:
+        planner.inform(request.situation)
 
     began = time.perf_counter()
     results: dict[bytes, messages.Result] = {}
@@ -104,7 +112,11 @@ def _encode(encoder: ImageEncoder, items: list[messages.WorkItem], start: messag
             [state.digest for state in image.shared],
         )
     seconds = time.perf_counter() - began
-    return messages.Encoded([results[item.content_id] for item in items], list(shared.values()), seconds)
+    ordered = [results[item.content_id] for item in items]
+    if planner is None:
+        return messages.Encoded(ordered, list(shared.values()), seconds)
+    choices, trial_seconds = planner.news()
+    return messages.Encoded(ordered, list(shared.values()), seconds, choices, trial_seconds)
 
 
 @dataclass(frozen=True)

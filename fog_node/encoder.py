@@ -14,6 +14,7 @@ import psutil
 
 from fogline.common.config import LogConfig
 from fogline.common.errors import ConfigError, InternalError, ProtocolError
+from fogline.common.images.planning import Situation
 from fogline.fog_node import encode_messages as messages
 from fogline.fog_node.config import TORCH_CODECS, EncoderConfig, Limits
 from fogline.fog_node.encoders import build_encoder
@@ -97,9 +98,9 @@ class EncoderProcess:
             raise ConfigError(answer.reason)
         raise InternalError(f"the encoder began with {type(answer).__name__}")
 
-    async def encode(self, items: Sequence[messages.WorkItem]) -> messages.Encoded:
+    async def encode(self, items: Sequence[messages.WorkItem], situation: Situation | None = None) -> messages.Encoded:
         """Encode a batch. Raises BatchFailed."""
-        answer = await self._ask(messages.Encode(list(items)))
+        answer = await self._ask(messages.Encode(list(items), situation))
         if isinstance(answer, messages.Encoded):
             if [r.content_id for r in answer.results] == [i.content_id for i in items]:
                 return answer

@@ -15,6 +15,7 @@ from fogline.common.rpc.accounting import LinkMeter
 from fogline.common.rpc.gen import images_pb2_grpc
 from fogline.common.rpc.peer import Peer
 from fogline.common.rpc.server import RpcServer, aio_server
+from fogline.fog_node.audience import Audience
 from fogline.fog_node.cloud import Membership
 from fogline.fog_node.config import FogConfig
 from fogline.fog_node.encoder import check
@@ -56,9 +57,10 @@ class _Node:
         self._metrics = FogMetrics()
         self._head = Head()
         self._head.advance(store.head)
-        self._pipeline = Pipeline(config, store, self._metrics, self._head.advance)
+        audience = Audience()
+        self._pipeline = Pipeline(config, store, self._metrics, self._head.advance, audience)
         self._ingest = Ingest(store, config.limits, config.width, self._taken, config.uplink.forms)
-        self._service = ImageService(store, self._ingest, self._head, config, self._metrics)
+        self._service = ImageService(store, self._ingest, self._head, config, self._metrics, audience)
         self._health: dict[str, object] = {"ok": False, "encoder": "starting"}
 
     def _taken(self, images: Sequence[QueuedImage]) -> None:

@@ -13,6 +13,8 @@ from fogline.common.images.forms import Form
 from fogline.common.metrics import FogMetrics
 from fogline.common.rpc.retry import Backoff
 from fogline.fog_node import encode_messages as messages
+from fogline.fog_node.audience import Audience
+from fogline.fog_node.choices import Choices
 from fogline.fog_node.config import FogConfig
 from fogline.fog_node.encode_queue import Batch, EncodeQueue, size_of
 from fogline.fog_node.encoder import BatchFailed, EncoderProcess
@@ -27,11 +29,19 @@ class Pipeline:
     While one batch is being written and published, the next is already being encoded.
     """
 
-    def __init__(self, config: FogConfig, store: Store, metrics: FogMetrics, on_head: Callable[[int], None]) -> None:
+    def __init__(
+        self,
+        config: FogConfig,
+        store: Store,
+        metrics: FogMetrics,
+        on_head: Callable[[int], None],
+        audience: Audience,
+    ) -> None:
         self._config = config
         self._store = store
         self._metrics = metrics
         self._on_head = on_head
+        self._choices = Choices(store, audience, metrics) if config.encoder.codec == "auto" else None
         self._queue = EncodeQueue(config.encoder.batch, config.encoder.max_wait_s, config.width)
         self._added = asyncio.Event()
         self._stop = asyncio.Event()
@@ -130,8 +140,9 @@ class Pipeline:
 
     async def _encode(self, encoder: EncoderProcess, batch: Batch) -> messages.Encoded | None:
         items = [self._work(image) for image in batch.images]
+        situation = None if self._choices is None else await self._choices.situation(batch)
         try:
-            return await encoder.encode(items)
+            return await encoder.encode(items, situation)
         except BatchFailed as failure:
             log.warning(
                 "a batch failed: %s",
@@ -163,6 +174,9 @@ class Pipeline:
         for image, result in zip(batch.images, encoded.results, strict=True):
             if result.error:
                 await self._set_aside(image, result.error)
+        choices = self._choices
+        if choices is not None and not await self._insist(lambda: choices.take(encoded)):
+            return
         if not await self._insist(lambda: self._write(good, encoded)):
             return
         self._metrics.encoded_images.inc(len(good))

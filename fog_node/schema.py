@@ -4,7 +4,19 @@ from __future__ import annotations
 
 SCHEMA_VERSION = 2
 
-SCHEMA = """
+_CHOICES = """
+CREATE TABLE IF NOT EXISTS choices (           -- of the encoder `auto`, the newest for each camera and coded size
+  camera TEXT NOT NULL,
+  width INTEGER NOT NULL,                      -- coded
+  height INTEGER NOT NULL,
+  at_us INTEGER NOT NULL,                      -- when it was last weighed, by this node's clock
+  changes INTEGER NOT NULL,                    -- how often it became another one
+  choice BLOB NOT NULL,                        -- JSON, a planning.Choice
+  PRIMARY KEY (camera, width, height)
+) WITHOUT ROWID;
+"""
+
+SCHEMA = f"""
 CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value) WITHOUT ROWID;
 
 CREATE TABLE IF NOT EXISTS images (
@@ -59,13 +71,13 @@ CREATE TABLE IF NOT EXISTS shared_sent (
   times INTEGER NOT NULL,
   PRIMARY KEY (device, digest)
 ) WITHOUT ROWID;
-"""
+{_CHOICES}"""
 
 UPGRADES = {
-    1: """
+    1: f"""
 ALTER TABLE images ADD COLUMN upload_digest BLOB;
 ALTER TABLE images ADD COLUMN upload_form INTEGER NOT NULL DEFAULT 1;
 ALTER TABLE images ADD COLUMN upload_width INTEGER;
 CREATE INDEX images_by_upload ON images (upload_digest) WHERE upload_digest IS NOT NULL;
-""",
+{_CHOICES}""",
 }

@@ -15,6 +15,7 @@ from fogline.common.rpc.gen import images_pb2, images_pb2_grpc
 from fogline.common.rpc.peer import require
 from fogline.common.wire.transfer import CHUNK_BYTES
 from fogline.fog_node.advice import roi_qualities
+from fogline.fog_node.audience import Audience
 from fogline.fog_node.config import FogConfig
 from fogline.fog_node.fetch import Fetch
 from fogline.fog_node.head import Head
@@ -33,12 +34,15 @@ MAX_FILTER = 256  # entries of each kind
 class ImageService(images_pb2_grpc.ImageServiceServicer):
     """Serves edge agents only."""
 
-    def __init__(self, store: Store, ingest: Ingest, head: Head, config: FogConfig, metrics: FogMetrics) -> None:
+    def __init__(
+        self, store: Store, ingest: Ingest, head: Head, config: FogConfig, metrics: FogMetrics, audience: Audience
+    ) -> None:
         self._store = store
         self._ingest = ingest
         self._head = head
         self._config, self._limits = config, config.limits
         self._metrics = metrics
+        self._audience = audience
         self._subscribers = 0
         self._fetch = Fetch(store)
 
@@ -68,7 +72,7 @@ class ImageService(images_pb2_grpc.ImageServiceServicer):
     ) -> None:
         """Take images until the device ends the stream."""
         device = require(context, "edge").name
-        await UploadStream(self._ingest, device, context.write, CHUNK_BYTES).serve(request_iterator)
+        await UploadStream(self._ingest, self._audience, device, context.write, CHUNK_BYTES).serve(request_iterator)
 
     async def Subscribe(
         self, request: images_pb2.SubscribeRequest, context: Any
@@ -85,12 +89,14 @@ class ImageService(images_pb2_grpc.ImageServiceServicer):
         wanted = Filter(frozenset(request.filter.labels), frozenset(request.filter.cameras))
         subscription = Subscription(wanted, request.cursor)
         self._count(+1)
+        self._audience.joined(device, wanted)
         log.info("subscribed", extra={"device": device, "cursor": request.cursor})
         try:
             async for update in self._updates(device, subscription):
                 yield _subscribe_response(update)
         finally:
             self._count(-1)
+            self._audience.left(device, wanted)
             log.info("unsubscribed", extra={"device": device, "cursor": subscription.scanned})
 
     async def Fetch(
@@ -99,8 +105,10 @@ class ImageService(images_pb2_grpc.ImageServiceServicer):
         """Send records and shared state, several to a message, each from an offset."""
         device = require(context, "edge").name
         async for request in request_iterator:
-            async for response in self._fetch.answer(device, request):
-                yield response
+            with self._audience.sending() as sent:
+                async for response in self._fetch.answer(device, request):
+                    yield response
+                    sent(sum(len(part.chunk.data) for part in response.chunks))
 
     async def _updates(self, device: str, subscription: Subscription) -> AsyncIterator[Update]:
         while True:

@@ -11,6 +11,7 @@ import msgspec
 
 from fogline.common.errors import FormatError
 from fogline.common.images.forms import Form
+from fogline.common.images.planning import Choice
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,15 @@ class SharedStats:
     sent: dict[str, int]
 
 
+@dataclass(frozen=True)
+class ChoiceStats:
+    """A camera's codec, why, when that was last weighed (µs since the Unix epoch) and how often it has changed."""
+
+    choice: Choice
+    at_us: int
+    changes: int
+
+
 def read_images(data_dir: Path) -> list[ImageStats]:
     """Every image of a fog node's store, in order of arrival; the node may be running. Raises FormatError."""
     with closing(_open(data_dir)) as db:
@@ -97,6 +107,18 @@ def read_shared(data_dir: Path) -> list[SharedStats]:
         for device, digest, times in db.execute("SELECT device, digest, times FROM shared_sent"):
             sent.setdefault(digest, {})[device] = times
         return [SharedStats(d, size, sent.get(d, {})) for d, size in db.execute("SELECT digest, size FROM shared")]
+
+
+def read_choices(data_dir: Path) -> list[ChoiceStats]:
+    """What `auto` chose for each camera, by name; nothing where another codec is configured. Raises FormatError."""
+    with closing(_open(data_dir)) as db:
+        if not db.execute("SELECT 1 FROM sqlite_master WHERE name = 'choices'").fetchone():
+            return []  # a store from before there was `auto`
+        rows = db.execute("SELECT at_us, changes, choice FROM choices ORDER BY camera, width, height").fetchall()
+    try:
+        return [ChoiceStats(msgspec.json.decode(raw, type=Choice), at_us, changes) for at_us, changes, raw in rows]
+    except msgspec.DecodeError as error:
+        raise FormatError(f"{data_dir}: a camera's choice can't be read ({error}); update Fogline") from error
 
 
 def _open(data_dir: Path) -> sqlite3.Connection:

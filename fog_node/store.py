@@ -21,6 +21,7 @@ from fogline.common.database import Database
 from fogline.common.errors import CapacityError
 from fogline.common.files import DirectoryLock
 from fogline.common.images.forms import Form
+from fogline.common.images.planning import Choice
 from fogline.fog_node.group_commit import GroupCommit
 from fogline.fog_node.schema import SCHEMA, SCHEMA_VERSION, UPGRADES
 
@@ -295,6 +296,28 @@ class Store:
         return dict(
             await self._db.run(lambda db: db.execute("SELECT state, count(*) FROM images GROUP BY state").fetchall())
         )
+
+    async def sources(self, content_ids: Iterable[bytes]) -> set[str]:
+        """The devices that uploaded any of these images."""
+        wanted = list(content_ids)
+
+        def job(db: sqlite3.Connection) -> set[str]:
+            found = (db.execute("SELECT device FROM sources WHERE content_id = ?", (one,)) for one in wanted)
+            return {row[0] for rows in found for row in rows}
+
+        return await self._db.run(job)
+
+    async def choose(self, choices: Sequence[Choice]) -> None:
+        """Keep what the encoder chose for cameras, and why."""
+
+        def job(db: sqlite3.Connection) -> None:
+            db.executemany(
+                "INSERT INTO choices VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET at_us = excluded.at_us,"
+                " changes = changes + excluded.changes, choice = excluded.choice",
+                [(c.camera, c.width, c.height, now_us(), int(c.changed), msgspec.json.encode(c)) for c in choices],
+            )
+
+        await self._db.run(job)
 
     # --- publication
 

@@ -19,11 +19,11 @@ class Filter:
 
     def admits(self, notice: Notice) -> bool:
         """Whether a device with this filter is told of a record: never of its own images."""
-        return (
-            not notice.own
-            and (not self.labels or not self.labels.isdisjoint(notice.labels))
-            and (not self.cameras or notice.camera in self.cameras)
-        )
+        return not notice.own and self.wants(notice.camera, notice.labels)
+
+    def wants(self, camera: str, labels: frozenset[str]) -> bool:
+        """Whether it lets through what others captured with this camera and these labels."""
+        return (not self.labels or not self.labels.isdisjoint(labels)) and (not self.cameras or camera in self.cameras)
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from fogline.common.images.forms import Form
 from fogline.common.rpc.gen import images_pb2 as pb
 from fogline.common.wire.transfer import Piece
 from fogline.common.wire.upload import DIGEST_BYTES, Reason, UploadReceiver
+from fogline.fog_node.audience import Audience
 from fogline.fog_node.ingest import Claim, Ingest
 
 log = logging.getLogger(__name__)
@@ -32,13 +33,15 @@ class UploadStream:
     verified beside that, so that one fsync serves many images.
     """
 
-    def __init__(self, ingest: Ingest, device: str, write: Write, max_chunk_bytes: int) -> None:
+    def __init__(self, ingest: Ingest, audience: Audience, device: str, write: Write, max_chunk_bytes: int) -> None:
         self._ingest = ingest
+        self._audience = audience
         self._device = device
         self._write = write
         self._writing = asyncio.Lock()  # gRPC takes one write at a time
         self._receiver = UploadReceiver(max_image_bytes=ingest.limits.max_image_bytes, max_chunk_bytes=max_chunk_bytes)
         self._claims: dict[bytes, Claim] = {}
+        self._coming: set[bytes] = set()  # claims of which bytes are on the way
         self._tasks: set[asyncio.Task[None]] = set()
         self._broken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
@@ -61,8 +64,8 @@ class UploadStream:
         finally:
             reader.cancel()
             self._broken.cancel()
-            for claim in self._claims.values():
-                self._ingest.release((self, claim.content_id))
+            for content_id in list(self._claims):
+                self._forget(content_id)
             async with self._writing:  # gRPC hangs when a call is aborted while a write of it is under way
                 pass
 
@@ -106,6 +109,8 @@ class UploadStream:
             await self._reject(content_id, Reason.NO_SPACE, error)
             return
         self._claims[content_id] = claim
+        self._coming.add(content_id)
+        self._audience.expecting()
         if self._broken.done():  # meanwhile; whoever ends a stream releases what it claimed until then
             self._forget(content_id)
             return
@@ -130,7 +135,9 @@ class UploadStream:
         except CapacityError as error:
             await self._reject(content_id, Reason.NO_SPACE, error)
         else:
+            self._audience.received(len(piece.data))
             if append.last:
+                self._landed(content_id)
                 self._start(self._finish(claim))
 
     async def _finish(self, claim: Claim) -> None:
@@ -161,7 +168,13 @@ class UploadStream:
 
     def _forget(self, content_id: bytes) -> None:
         self._claims.pop(content_id, None)
+        self._landed(content_id)
         self._ingest.release((self, content_id))
+
+    def _landed(self, content_id: bytes) -> None:
+        if content_id in self._coming:
+            self._coming.remove(content_id)
+            self._audience.arrived()
 
     async def _answer(self, response: pb.UploadResponse) -> None:
         async with self._writing:

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import io
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,11 +21,8 @@ from PIL import AvifImagePlugin, Image
 
 from fogline.common.errors import ConfigError, FormatError
 from fogline.common.images import raster
-from fogline.common.images.codec import LayerCodec, Placement, register
-from fogline.common.images.record import Layer, LayerKind
-
-if TYPE_CHECKING:
-    import torch
+from fogline.common.images.codec import register
+from fogline.common.images.record import Layer
 
 DEFAULTS = {"background_quality": 20, "object_quality": 55}
 SPEED = 6  # of libaom: 4 saves about 3 % of the bytes and takes four times as long
@@ -42,13 +39,12 @@ class _Prepared:
 
 
 @register
-class Avif2(LayerCodec):
+class Avif2(raster.RasterCodec):
     """Decodes `avif2` layers; they stay compressed in memory until rendered."""
 
     number: ClassVar[int] = 2
     version: ClassVar[int] = 1
     name: ClassVar[str] = "avif2"
-    additive: ClassVar[bool] = False
 
     def prepare(self, layer: Layer, shared: Mapping[bytes, bytes]) -> _Prepared:
         """Check that the payload is one still of the region's size."""
@@ -62,14 +58,8 @@ class Avif2(LayerCodec):
             raise _bad(f"it is {size[0]}x{size[1]}, its region {layer.region[2]}x{layer.region[3]}")
         return _Prepared(size, full_chroma, payload)
 
-    def render(
-        self, prepared: Sequence[Any], kinds: Sequence[LayerKind], places: Sequence[Placement], device: torch.device
-    ) -> list[torch.Tensor]:
-        """See `LayerCodec.render`."""
-        return raster.render(_decode, prepared, places, device)
-
     def picture(self, prepared: _Prepared) -> Image.Image:
-        """Decode a layer at its own size, RGB. Raises FormatError."""
+        """See `RasterCodec.picture`."""
         return _decode(prepared)
 
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 import io
 import re
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,12 +20,9 @@ from PIL import Image, JpegImagePlugin
 
 from fogline.common.errors import FormatError
 from fogline.common.images import raster
-from fogline.common.images.codec import LayerCodec, Placement, register
+from fogline.common.images.codec import register
 from fogline.common.images.jpeg_tables import HUFFMAN, quantisation, zigzag
-from fogline.common.images.record import Layer, LayerKind
-
-if TYPE_CHECKING:
-    import torch
+from fogline.common.images.record import Layer
 
 DEFAULTS = {"background_quality": 12, "object_quality": 85}
 FULL_CHROMA_FROM = 93  # quality above which 4:4:4 beats 4:2:0 at equal bytes
@@ -45,13 +42,12 @@ class _Prepared:
 
 
 @register
-class Jpeg2(LayerCodec):
+class Jpeg2(raster.RasterCodec):
     """Decodes `jpeg2` layers; they stay compressed in memory until rendered."""
 
     number: ClassVar[int] = 1
     version: ClassVar[int] = 1
     name: ClassVar[str] = "jpeg2"
-    additive: ClassVar[bool] = False
 
     def prepare(self, layer: Layer, shared: Mapping[bytes, bytes]) -> _Prepared:
         """Check everything but the entropy-coded data, of which any bytes are some image."""
@@ -67,14 +63,8 @@ class Jpeg2(LayerCodec):
         segments = b"".join(_segment(0xC4, bytes([i]) + table) for i, table in zip(_TABLE_IDS, tables, strict=True))
         return _Prepared(layer.region[2:], quality, flags, segments + _SCAN + payload[start:])
 
-    def render(
-        self, prepared: Sequence[Any], kinds: Sequence[LayerKind], places: Sequence[Placement], device: torch.device
-    ) -> list[torch.Tensor]:
-        """See `LayerCodec.render`."""
-        return raster.render(_decode, prepared, places, device)
-
     def picture(self, prepared: _Prepared) -> Image.Image:
-        """Decode a layer at its own size, RGB. Raises FormatError."""
+        """See `RasterCodec.picture`."""
         return _decode(prepared)
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +24,22 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 R = TypeVar("R")
+
+
+class RasterCodec(LayerCodec):
+    """A codec whose layers are pictures, which can be had without torch; objects replace the background."""
+
+    additive: ClassVar[bool] = False
+
+    @abstractmethod
+    def picture(self, prepared: Any) -> Image.Image:
+        """Decode a layer at its own size, RGB. Raises FormatError."""
+
+    def render(
+        self, prepared: Sequence[Any], kinds: Sequence[LayerKind], places: Sequence[Placement], device: torch.device
+    ) -> list[torch.Tensor]:
+        """See `LayerCodec.render`."""
+        return render(self.picture, prepared, places, device)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,7 @@
-"""Encoders by name. Each is imported only when asked for: `siren` needs torch, the classical ones don't."""
+"""Encoders by name. Each is imported only when asked for: `siren` needs torch, the classical ones don't.
+
+`auto` is no codec of its own: it chooses one for each camera.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ from fogline.common.errors import ConfigError
 from fogline.common.images.codec import ImageEncoder
 
 ENCODERS = ("siren", "jpeg2", "avif2")
+CHOICES = (*ENCODERS, "auto")  # what a user may ask for
 
 
 def build_encoder(name: str, params: Mapping[str, Any], device: str = "cpu") -> ImageEncoder:
@@ -26,4 +30,9 @@ def build_encoder(name: str, params: Mapping[str, Any], device: str = "cpu") -> 
         from fogline.common.images.avif2 import build_avif2
 
         return build_avif2(params, device)
-    raise ConfigError(f"image codec {name!r} is unknown; known: {', '.join(ENCODERS)}")
+    if name == "auto":
+        from fogline.fog_node.encoders.auto import AutoEncoder
+        from fogline.fog_node.encoders.auto_params import auto_params
+
+        return AutoEncoder(auto_params(params), device)
+    raise ConfigError(f"image codec {name!r} is unknown; known: {', '.join(CHOICES)}")

@@ -20,7 +20,7 @@ from fogline.common.images.container import MAX_CAMERA_BYTES
 from fogline.common.images.jpeg import decode_jpeg, resize
 from fogline.common.images.record import ImageRecord
 from fogline.fog_node.encode_queue import coded_size
-from fogline.fog_node.encoders import ENCODERS, build_encoder
+from fogline.fog_node.encoders import CHOICES, build_encoder
 
 BATCH = 32
 
@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the command line."""
     parser.add_argument("folder", type=Path, metavar="DIR", help="an annotated sequence: OTB or VOC")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE", help="the file to write")
-    parser.add_argument("--codec", choices=ENCODERS, default="siren", help="image codec (default: siren)")
+    parser.add_argument("--codec", choices=CHOICES, default="siren", help="image codec (default: siren)")
     parser.add_argument("--param", action="append", default=[], metavar="KEY=VALUE", help="codec parameter; again")
     parser.add_argument("--width", type=int, default=320, help="coded width in pixels, never enlarged (default: 320)")
     parser.add_argument("--device", default="cpu", help="cpu or cuda, for siren (default: cpu)")

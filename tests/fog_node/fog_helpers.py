@@ -259,6 +259,11 @@ class Device:
             call.cancel()
         return found
 
+    def subscribe(self, *, cameras: Sequence[str] = ()) -> Any:
+        """Subscribe and stay; the call, to be cancelled."""
+        request = pb.SubscribeRequest(filter=pb.Filter(cameras=cameras), store_id=self.hello().store_id)
+        return self.stub.Subscribe(request, timeout=60)
+
     def fetch(self, items: Sequence[pb.FetchItem]) -> list[pb.FetchResponse]:
         with translate():
             return list(self.stub.Fetch(iter([pb.FetchRequest(items=items)]), timeout=20))

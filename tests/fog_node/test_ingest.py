@@ -16,6 +16,7 @@ from fogline.common.boxes import Box
 from fogline.common.errors import CapacityError, ProtocolError
 from fogline.common.rpc.gen import images_pb2 as pb
 from fogline.common.wire.transfer import Piece
+from fogline.fog_node.audience import Audience
 from fogline.fog_node.config import Limits
 from fogline.fog_node.ingest import PARTIAL_IDLE_S, Claim, Ingest
 from fogline.fog_node.store import QueuedImage, Store
@@ -92,7 +93,7 @@ async def test_a_device_that_never_reads_its_answers_is_not_read_on(small: Parts
     async def write(response: pb.UploadResponse) -> None:
         await asyncio.Event().wait()
 
-    stream = asyncio.create_task(UploadStream(small.ingest, "a", write, 1 << 18).serve(offers()))
+    stream = asyncio.create_task(UploadStream(small.ingest, Audience(), "a", write, 1 << 18).serve(offers()))
     for _ in range(10_000):
         await asyncio.sleep(0)
     assert asked == MAX_TASKS + 1
