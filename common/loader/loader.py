@@ -148,6 +148,11 @@ class DecodedLoader:
             self._open(cache)
 
     @property
+    def cache_bytes_held(self) -> int:
+        """Bytes that the cache of decoded images takes, where it lies."""
+        return self._renderer.cache.bytes if self._renderer.cache is not None else 0
+
+    @property
     def damaged(self) -> tuple[int, ...]:
         """Images that turned out not to be decodable and are replaced by others, with `skip_damaged`."""
         return self._substitute.damaged if self._substitute else ()
