@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from fogline.common.images.codec import LayerCodec, Placement, register
 from fogline.common.images.record import Layer, LayerKind
+from fogline.common.images.siren_canvas import Canvas, send
 from fogline.common.images.siren_payload import STEPS, Networks, Shape, unpack
 from fogline.common.images.siren_tiles import Tile, tiles
 
@@ -46,23 +47,16 @@ class SirenCodec(LayerCodec):
         self, prepared: Sequence[Any], kinds: Sequence[LayerKind], places: Sequence[Placement], device: torch.device
     ) -> list[torch.Tensor]:
         """See LayerCodec.render."""
-        out = [torch.empty(3, place.h, place.w, device=device) for place in places]
+        canvas = Canvas(kinds, places, device)
         for shape, members in _groups(prepared, places):
             weights = np.stack([prepared[i].weights[tile.network] for i, tile in members])
             steps = np.stack([prepared[i].steps[tile.network] for i, tile in members])
-            layers = dequantise(shape, torch.from_numpy(weights).to(device), torch.from_numpy(STEPS[steps]).to(device))
+            layers = dequantise(shape, send(weights, device), send(STEPS[steps], device))
             values = evaluate(
                 layers, _stack([t.xs for _, t in members], device), _stack([t.ys for _, t in members], device)
             )
-            for (i, tile), image in zip(members, values, strict=True):
-                w, h = len(tile.xs), len(tile.ys)
-                out[i][:, tile.y : tile.y + h, tile.x : tile.x + w] = image[:, :h, :w]
-        for image, kind in zip(out, kinds, strict=True):
-            if kind is LayerKind.BACKGROUND:
-                image.add_(1).mul_(0.5).clamp_(0, 1)
-            else:
-                image.clamp_(-1, 1)
-        return out
+            canvas.fill(members, values)
+        return canvas.layers()
 
 
 def dequantise(shape: Shape, weights: torch.Tensor, steps: torch.Tensor) -> Weights:
@@ -157,4 +151,4 @@ def _stack(rows: Sequence[NDArray[np.float32]], device: torch.device) -> torch.T
     out = np.zeros((len(rows), max(len(row) for row in rows)), np.float32)
     for into, row in zip(out, rows, strict=True):
         into[: len(row)] = row
-    return torch.from_numpy(out).to(device)
+    return send(out, device)
