@@ -18,6 +18,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "up": ("fogline.up", "run the whole job on a local cluster and write a report"),
     "encode": ("fogline.commands.encode", "encode a folder of annotated images into one file"),
     "decode": ("fogline.commands.decode", "decode such a file into images"),
+    "explain": ("fogline.commands.explain", "tell which image codec a camera should have, and why"),
     "ca": ("fogline.commands.ca", "make the authority and the devices' certificates"),
     "doctor": ("fogline.doctor", "check this host and say what to do"),
 }

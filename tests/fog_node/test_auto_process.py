@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 from fog_helpers import Fog, Shot, picture, shots, until
 
+from fogline.cli import main
+from fogline.common.errors import InputError
 from fogline.common.images.container import from_bytes
 from fogline.fog_node.config import EncoderConfig
 from fogline.fog_node.encoder import check
@@ -122,3 +125,23 @@ def test_wrong_settings_are_refused_before_anything_starts(params: dict[str, Any
 
     with pytest.raises(ConfigError, match="codec auto"):
         check(EncoderConfig(codec="auto", params=params))
+
+
+def test_fogline_explain_reads_a_running_node(
+    start_fog: Any, device: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fog = start_fog(**AUTO)
+    file = tmp_path / "explain.json"
+    assert main(["explain", "--fog", str(fog.data_dir)]) == InputError.exit_code
+    assert "has chosen no codec" in capsys.readouterr().err
+    images = shots(4)
+    device(fog, "a").upload(images)
+    until(lambda: fog.metric("fogline_published_head") == 4)
+    assert main(["explain", "--fog", str(fog.data_dir), "--json", str(file)]) == 0
+    (camera,) = json.loads(file.read_text())["cameras"]
+    (choice,) = read_choices(fog.data_dir)
+    assert (camera["camera"], camera["codec"]) == ("cam", choice.choice.decision.codec)
+    assert camera["reason"] in capsys.readouterr().out
+    stats = read_images(fog.data_dir)
+    assert camera["communication"]["source_bytes_m"] == pytest.approx(sum(len(s.data) for s in images) / 4)
+    assert camera["training"]["delivered_bytes_alpha_m"] == pytest.approx(sum(s.record_bytes or 0 for s in stats) / 4)
