@@ -4,6 +4,9 @@
 uplink, and of the downlink with shared state to one receiver, over bytes of source JPEGs, on the wire, and
 `gain_n_over_beta_plus_alpha_n` for them; `extra.prediction` has the paper's n/(1 + alpha n) too.
 
+With the codec `auto`, `codec.cameras` has for each camera what `fogline explain` has for it (docs/choosing-a-codec.md),
+as last weighed, with `images` coded by each codec and how often the choice `changes`d, the first time included.
+
 Units are in the names or are bytes. `cpu_seconds` are per tier, over all its processes and their restarts.
 """
 
@@ -15,6 +18,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
+from fogline.explain.document import Explained, camera_document
 from fogline.report.findings import SCHEMA, CodecTrial, Comparison, Findings, Score, mean
 
 
@@ -26,7 +30,7 @@ def document(found: Findings) -> dict[str, Any]:
         "devices": len(found.edges),
         "receivers_per_image": found.receivers_per_image,
         "images": found.images,
-        "codec": {"name": found.codec, "params": dict(found.codec_params)},
+        "codec": {"name": found.codec, "params": dict(found.codec_params), **_auto(found)},
         "uplink": {
             "form": found.uplink,
             "images": dict(found.uplink_forms),
@@ -48,6 +52,23 @@ def document(found: Findings) -> dict[str, Any]:
         "images_lost": found.lost,
         "images_duplicated": found.duplicated,
         "extra": _extra(found),
+    }
+
+
+def _auto(found: Findings) -> dict[str, Any]:
+    """What `auto` chose; nothing to add for other codecs."""
+    if found.codec != "auto":
+        return {}
+    return {
+        "cameras": [
+            {
+                **camera_document(Explained(c.camera, (c.width, c.height), c.decision, None, None)),
+                "images": dict(one.images),
+                "changes": one.stats.changes,
+            }
+            for one in found.chosen
+            for c in [one.stats.choice]
+        ]
     }
 
 

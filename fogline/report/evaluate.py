@@ -14,16 +14,17 @@ from typing import Any
 
 import torch
 
+from fogline.common.images.codec import codec_of
 from fogline.common.images.decode import BatchDecoder
 from fogline.common.images.record import ImageRecord
 from fogline.deploy.local.cluster import Cluster
 from fogline.deploy.local.job import Track
 from fogline.deploy.local.plan import Plan, PlannedImage
 from fogline.fog_node.encoders import ENCODERS
-from fogline.fog_node.stats import ImageStats, read_images
+from fogline.fog_node.stats import ChoiceStats, ImageStats, read_choices, read_images
 from fogline.report import exhibits, traffic
 from fogline.report.charts import Curve
-from fogline.report.findings import Comparison, Delay, Device, Findings, Score, Speed
+from fogline.report.findings import CameraCodec, Comparison, Delay, Device, Findings, Score, Speed
 from fogline.report.frames import resized_bytes
 from fogline.report.holdings import Holdings, check, published_twice, read_holdings
 from fogline.report.measure import Received, decode_rate, prepare, renderings, score
@@ -92,6 +93,7 @@ def evaluate(cluster: Cluster, tracks: Mapping[str, Track], options: Options, te
         synthetic=options.synthetic,
         codec=settings.codec,
         codec_params=settings.codec_params,
+        chosen=_chosen(read_choices(cluster.data_dir("fog")), stats),
         uplink=settings.uplink,
         uplink_forms=Counter(image.form.text for image in stats),
         size=next(iter(sizes)) if len(sizes) == 1 else None,
@@ -183,6 +185,15 @@ def _encode_speed(stats: Sequence[ImageStats], device: str) -> Speed:
     seconds = sum(image.encode_s for image in stats if image.encode_s is not None)
     images = sum(image.encode_s is not None for image in stats)
     return Speed(images / seconds if seconds else 0.0, device)
+
+
+def _chosen(choices: Sequence[ChoiceStats], stats: Sequence[ImageStats]) -> list[CameraCodec]:
+    """Each camera's choice, with what its images were really coded with."""
+    counts: dict[str, Counter[str]] = {}
+    for image in stats:
+        if image.layers:
+            counts.setdefault(image.camera, Counter())[codec_of(image.layers[0].codec, 1).name] += 1
+    return [CameraCodec(one, dict(counts.get(one.choice.camera, {}))) for one in choices]
 
 
 def _encoder_device(log: Path) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from fogline.fog_node.stats import ChoiceStats
 from fogline.report.charts import Curve
 from fogline.report.holdings import Completeness
 from fogline.report.pictures import Exhibit, Panel
@@ -96,6 +97,14 @@ class Delay:
 
 
 @dataclass(frozen=True)
+class CameraCodec:
+    """What `auto` chose for a camera in the end, how often that changed, and how many images each codec coded."""
+
+    stats: ChoiceStats
+    images: Mapping[str, int]  # by codec
+
+
+@dataclass(frozen=True)
 class Findings:
     """One run."""
 
@@ -103,6 +112,7 @@ class Findings:
     synthetic: bool
     codec: str
     codec_params: Mapping[str, Any]
+    chosen: Sequence[CameraCodec]  # by `auto`; empty with any other codec
     uplink: str  # the form that edges were advised to send
     uplink_forms: Mapping[str, int]  # images that came in each form
     size: tuple[int, int] | None  # coded width and height where all cameras agree

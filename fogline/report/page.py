@@ -60,6 +60,8 @@ def _page(found: Findings) -> dict[str, Any]:
             f"PSNR in dB against the captured original resized to the training resolution (width {found.width}), mean "
             "over images. Background: outside all boxes. Object: inside the boxes."
         ),
+        "chosen_note": prose.chosen(found),
+        "chosen_rows": chosen_rows(found),
         "codec_note": prose.CODECS,
         "codec_rows": _codec_rows(found),
         "codec_columns": 1 + len(found.trials),
@@ -191,6 +193,27 @@ def _codec_rows(found: Findings) -> list[dict[str, Any]]:
         }
         for trial in found.trials
     ]
+
+
+def chosen_rows(found: Findings) -> list[dict[str, str]]:
+    """What `auto` chose for each camera, and why not another."""
+    rows = []
+    for one in found.chosen:
+        choice, decision = one.stats.choice, one.stats.choice.decision
+        others = [f"{w.figures.codec}: {w.reason}" for w in decision.weighed if not w.chosen]
+        others += [f"{dropped.codec}: {dropped.reason}" for dropped in decision.dropped]
+        rows.append(
+            {
+                "camera": choice.camera,
+                "codec": decision.codec,
+                "params": ", ".join(f"{key} {value}" for key, value in decision.params.items()),
+                "images": ", ".join(f"{count} {codec}" for codec, count in one.images.items()),
+                "receivers": str(decision.link.receivers),
+                "reason": decision.reason,
+                "others": "; ".join(others),
+            }
+        )
+    return rows
 
 
 def _training(compared: Comparison | None) -> dict[str, Any]:

@@ -95,6 +95,18 @@ def _beaten(found: Findings) -> list[str]:
     ]
 
 
+def chosen(found: Findings) -> str:
+    """Over the table of what `auto` chose."""
+    if not found.chosen:
+        return ""
+    goal = found.chosen[0].stats.choice.decision.goal
+    return (
+        f"With the codec auto the fog node tries every candidate on a few frames of each camera and takes the one with "
+        f"the least {goal.objective} of those that reach {goal.background_db:g} dB of background and "
+        f"{goal.object_db:g} dB of objects. What was weighed last:"
+    )
+
+
 def gain(found: Findings) -> str:
     """The formula beside the measurement."""
     model = found.model

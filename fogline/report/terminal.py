@@ -9,13 +9,15 @@ from fogline.deploy.local.view import human_bytes, human_seconds
 from fogline.report import prose
 from fogline.report.document import summary_of
 from fogline.report.findings import Findings
-from fogline.report.page import decibel, rate
+from fogline.report.page import chosen_rows, decibel, rate
 
 
 def show(console: Console, found: Findings) -> None:
     """Print what matters most."""
     console.print(_bytes(found))
     console.print(_quality(found))
+    if found.chosen:
+        console.print(_chosen(found))
     if found.trials:
         console.print(_codecs(found))
     if found.comparison is not None:
@@ -61,6 +63,15 @@ def _quality(found: Findings) -> Table:
         ("objects, background layer alone", "object_psnr_background_layer_alone_db"),
     ):
         table.add_row(name, decibel(figures[key]))
+    return table
+
+
+def _chosen(found: Findings) -> Table:
+    table = Table(title="what auto chose", title_justify="left", title_style="bold")
+    for column in ("camera", "codec", "why", "why not another"):
+        table.add_column(column)
+    for row in chosen_rows(found):
+        table.add_row(row["camera"], f"{row['codec']}\n{row['params']}", row["reason"], row["others"])
     return table
 
 

@@ -149,6 +149,34 @@ def test_siren(fogline_up: Callable[..., Up], tiny_clip: list[Path]) -> None:
     assert report["training"] is None
 
 
+def test_auto(fogline_up: Callable[..., Up], tiny_clip: list[Path]) -> None:
+    data = [word for folder in tiny_clip for word in ("--data", folder)]
+    params = [word for pair in ("object_db=33", "max_encode_s=60") for word in ("--codec-param", pair)]
+    done = fogline_up(
+        *data, "--edges", 3, "--image-codec", "auto", *params, "--width", 96, "--fps", 0, "--train-edges", 0,
+        "--no-train-compare",
+    )  # fmt: skip
+    assert done.code == 0, done.text
+    report = done.report
+    assert (report["images"], report["images_lost"], report["images_duplicated"]) == (14, 0, 0)
+    codec = report["codec"]
+    assert (codec["name"], codec["params"]) == ("auto", {"object_db": 33, "max_encode_s": 60})
+    assert sum(sum(camera["images"].values()) for camera in codec["cameras"]) == 14
+    assert {camera["camera"] for camera in codec["cameras"]} == set(report["extra"]["quality_by_camera"])
+    for camera in codec["cameras"]:
+        assert camera["codec"] in camera["images"]
+        assert camera["goal"]["object_psnr_db"] == 33
+        assert camera["link"]["receivers"] <= 2  # some edges may subscribe after the first batch
+        assert {one["codec"] for one in camera["candidates"]} == {"jpeg2", "avif2"}
+        assert camera["reason"]
+    # What was promised on a few frames holds over all of them.
+    assert report["quality"]["object_psnr_db"] > 32
+    assert report["quality"]["background_psnr_db"] > 27
+    page = (done.out / "report.html").read_text(encoding="utf-8")
+    assert "Which codec each camera got, and why" in page
+    assert "what auto chose" in done.text
+
+
 @pytest.mark.parametrize("uplink", ["resized", "avif", "roi"])
 def test_coded_uplinks(fogline_up: Callable[..., Up], tiny_clip: list[Path], uplink: str) -> None:
     data = [word for folder in tiny_clip for word in ("--data", folder)]

@@ -14,11 +14,13 @@ from rich.console import Console
 
 from fogline.common.blobs import BlobStore
 from fogline.common.images.container import to_bytes
+from fogline.common.images.planning import Choice, Dropped, Figures, Goal, Link, decide
 from fogline.common.images.record import ImageRecord, Layer, LayerKind
+from fogline.fog_node.stats import ChoiceStats
 from fogline.report import page, pictures, terminal, traffic
 from fogline.report.charts import Curve
 from fogline.report.document import document
-from fogline.report.findings import CodecTrial, Comparison, Delay, Device, Findings, Score, Speed
+from fogline.report.findings import CameraCodec, CodecTrial, Comparison, Delay, Device, Findings, Score, Speed
 from fogline.report.holdings import Completeness, check, published_twice, read_holdings
 from fogline.report.traffic import Flow
 
@@ -43,6 +45,7 @@ def findings() -> Findings:
         synthetic=True,
         codec="siren",
         codec_params={"steps": 5},
+        chosen=[],
         uplink="original",
         uplink_forms={"original": 3},
         size=(320, 180),
@@ -123,6 +126,32 @@ def test_page_escapes_what_users_named_and_says_what_speaks_against_it() -> None
     assert "avif2 took fewer bytes at a higher PSNR than siren" in text
     assert "MORE bytes" in text
     assert "Not complete" not in text
+
+
+def test_what_auto_chose_is_in_the_document_the_page_and_on_the_terminal() -> None:
+    figures = [
+        Figures("avif2", {"background_quality": 20}, 3, 1000.0, 0.03, 28.5, 36.0, 0.002),
+        Figures("jpeg2", {"background_quality": 12}, 3, 2000.0, 0.003, 28.5, 36.0, 0.002),
+    ]
+    decision = decide(Goal(), Link(2), figures, [Dropped("siren", "too slow: 2 s an image")])
+    assert decision is not None
+    stats = ChoiceStats(Choice("cam <1>", 320, 180, decision, True), 0, 2)
+    found = dataclasses.replace(
+        findings(), codec="auto", codec_params={}, chosen=[CameraCodec(stats, {"avif2": 9, "jpeg2": 1})]
+    )
+    (camera,) = json.loads(json.dumps(document(found)))["codec"]["cameras"]
+    assert (camera["camera"], camera["codec"], camera["changes"]) == ("cam <1>", "avif2", 2)
+    assert camera["images"] == {"avif2": 9, "jpeg2": 1}
+    assert [one["codec"] for one in camera["candidates"]] == ["avif2", "jpeg2"]
+    assert camera["dropped"] == [{"codec": "siren", "reason": "too slow: 2 s an image"}]
+    text = page.render(found)
+    console = Console(file=StringIO(), width=200)
+    terminal.show(console, found)
+    assert isinstance(console.file, StringIO)
+    for shown in (text, console.file.getvalue()):
+        assert "least bytes, 2,000 bytes an image to 2 receivers" in shown
+        assert "jpeg2: 2.00 times the bytes of avif2; siren: too slow: 2 s an image" in shown
+    assert "what auto chose" not in page.render(findings())
 
 
 def test_page_of_a_run_with_nothing_to_train_and_no_boxes() -> None:
