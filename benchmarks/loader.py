@@ -86,39 +86,35 @@ def held_bytes(value: object, seen: set[int] | None = None) -> int:
     return 0
 
 
-def pass_over(made: Any, device: torch.device, batches: int) -> float:
-    """Seconds for so many batches, over as many epochs as that takes."""
-    start, done = time.perf_counter(), 0
-    while done < batches:
-        for _ in made:
-            done += 1
-            if done == batches:
-                break
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
+def rate_of(made: Any, device: torch.device, batch: int) -> float:
+    """Images per second over whole epochs, as many as half a second takes."""
+    start, images = time.perf_counter(), 0
+    while time.perf_counter() - start < 0.5:
+        images += batch * sum(1 for _ in made)
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+    return images / (time.perf_counter() - start)
 
 
-def throughput(inputs: dict[str, Make], images: int, batch: int, repeats: int, device: torch.device) -> dict[str, Any]:
+def throughput(inputs: dict[str, Make], batch: int, repeats: int, device: torch.device) -> dict[str, Any]:
     """Images per second of each input at steady state: one epoch before the first is not counted. With memory."""
     made = {name: make(0) for name, make in inputs.items()}
-    batches = images // batch
-    seconds: dict[str, list[float]] = {name: [] for name in made}
+    found: dict[str, list[float]] = {name: [] for name in made}
     memory: dict[str, dict[str, float]] = {}
     for name, loader in made.items():
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
             before = torch.cuda.memory_allocated()
-        pass_over(loader, device, batches)
+        rate_of(loader, device, batch)
         memory[name] = held(loader)
         if device.type == "cuda":
             memory[name]["device_peak_mb"] = (torch.cuda.max_memory_allocated() - before) / 1e6
     for _ in range(repeats):
         for name, loader in made.items():
-            seconds[name].append(pass_over(loader, device, batches))
+            found[name].append(rate_of(loader, device, batch))
     out: dict[str, dict[str, Any]] = {}
     for name, loader in made.items():
-        rates = sorted(batches * batch / taken for taken in seconds[name])
+        rates = sorted(found[name])
         out[name] = {
             "images_per_s": statistics.median(rates),
             "lowest": rates[0],
@@ -277,7 +273,7 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         inputs = inputs_of(
             archives, images, caches, workers, copies, size=size, batch=options.batch, augment=augment, device=device
         )
-        found = throughput(inputs, copies * len(images), options.batch, options.repeats, device)
+        found = throughput(inputs, options.batch, options.repeats, device)
         report(f"{title}, {size[0]}x{size[1]}, {device.type}", found)
         result[title]["inputs"] = found
     if options.steps:

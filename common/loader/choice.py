@@ -19,7 +19,8 @@ Cache = Literal["none", "device", "ram", "disk"]
 CACHES: tuple[Cache, ...] = ("none", "device", "ram", "disk")
 
 _SHARE = 0.5  # of what is free: the rest is left to the training, and to others
-_WORTH = 1.2  # a cache must be this much faster than decoding anew, else its memory is better spent otherwise
+_WORTH = 1.2  # what holds more, or holds it where it is dearer, must be this much faster
+_PREFERRED: tuple[Cache, ...] = ("none", "ram", "disk", "device")  # among those that are about as fast
 _REPEATS = 4
 
 
@@ -40,7 +41,9 @@ def choose(
     cache_dir: Path | None,
     limit: int | None,
 ) -> tuple[Cache, tuple[Candidate, ...]]:
-    """The fastest cache that has room, and what was measured, on one batch: images `sample`, seen as `cuts`.
+    """The cache to use, and what was measured, on one batch: images `sample`, seen as `cuts`.
+
+    It is the fastest that has room, or one about as fast that takes less.
 
     A cache may take half of what is free, or `limit` bytes. The disk is read cold, as it is once the images are more
     than the memory that is left. Where the training device is the CPU, `device` and `ram` are the same: only the
@@ -64,9 +67,9 @@ def choose(
             found.append(Candidate(place, total, _measure(renderer, place, sample, cuts, cache_dir)))
         except (CapacityError, ConfigError) as error:
             found.append(Candidate(place, total, None, str(error)))
-    cached = max(found[1:], key=lambda c: c.images_per_s or 0.0)
-    plain = found[0].images_per_s or 0.0
-    return (cached.cache if (cached.images_per_s or 0.0) > _WORTH * plain else "none"), tuple(found)
+    rates = {c.cache: c.images_per_s for c in found if c.images_per_s is not None}
+    enough = max(rates.values()) / _WORTH
+    return next(cache for cache in _PREFERRED if rates.get(cache, -1.0) >= enough), tuple(found)
 
 
 def _measure(

@@ -37,8 +37,8 @@ class Renderer:
     def render(self, indices: Sequence[int], cuts: Cuts | None) -> Tensor:
         """Float32 (B, 3, H, W) in [0, 1] on the device: the views `cuts`, or whole frames.
 
-        Decoding is in float32 whatever the training around it uses: the angles of sines don't survive 16 bits. Raises
-        FormatError for a payload that only decoding shows to be damaged.
+        Decoding is in float32 whatever the training around it uses: in bfloat16, sine networks are three grey levels
+        off. Raises FormatError for a payload that only decoding shows to be damaged.
         """
         with torch.no_grad(), torch.autocast(self.decoder.device.type, enabled=False):
             if self.cache is None:

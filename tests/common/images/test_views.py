@@ -144,6 +144,21 @@ def test_a_gpu_agrees_within_one_grey_level(image: tuple[str, PreparedImage]) ->
     assert (found.cpu() - BatchDecoder().decode([image[1]], (224, 160), views=views)).abs().max() <= GREY
 
 
+@pytest.mark.gpu
+def test_tf32_is_within_50_db() -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    images, views = [prepared("siren")], [View(1.5, 2.5, 80, 50)]
+    exact = BatchDecoder("cuda").decode(images, (224, 160), views=views)
+    before = torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision("high")
+        found = BatchDecoder("cuda").decode(images, (224, 160), views=views)
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert (found - exact).square().mean() <= 1e-5
+
+
 regions = st.tuples(st.integers(0, 90), st.integers(0, 60), st.integers(1, 96), st.integers(1, 64)).map(
     lambda r: (r[0], r[1], min(r[2], 96 - r[0]), min(r[3], 64 - r[1]))
 )

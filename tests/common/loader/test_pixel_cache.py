@@ -100,7 +100,8 @@ def test_unset_it_is_measured(tmp_path: Path) -> None:
     assert set(rates) == {"none", "ram", "disk"}
     assert all(rate is not None and rate > 0 for rate in rates.values())
     best = max(rates.values())  # type: ignore[type-var]
-    assert made.cache == "none" or rates[made.cache] == best
+    assert made.cache is not None
+    assert rates[made.cache] >= best / 1.2  # type: ignore[operator]
     assert made.state_dict()["cache"] == made.cache
 
 
