@@ -12,7 +12,13 @@ import sys
 from pathlib import Path
 
 # name: the folder of DIR that it takes as --data
-BENCHMARKS = {"main_job": "tracking", "learning": ".", "siren_encode": "tracking", "decode": "tracking"}
+BENCHMARKS = {
+    "main_job": "tracking",
+    "learning": ".",
+    "siren_encode": "tracking",
+    "decode": "tracking",
+    "loader": "tracking",
+}
 
 
 def main() -> None:

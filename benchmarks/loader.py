@@ -270,6 +270,8 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     view = (options.width // 32 * 16, round(options.width * 0.35 / 16) * 16)
     result: dict[str, Any] = {"images": len(images), "whole": {"size": whole}, "views": {"size": view}}
     for title, size, augment in (("whole", whole, None), ("views", view, Augment())):
+        if not options.repeats:
+            continue
         inputs = inputs_of(
             archives, images, caches, workers, copies, size=size, batch=options.batch, augment=augment, device=device
         )
@@ -324,7 +326,7 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=320, help="coded width in pixels")
     parser.add_argument("--frames", type=int, default=16, help="of each sequence")
     parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--repeats", type=int, default=5, help="of each rate; 0: no rates")
     parser.add_argument("--steps", type=int, default=200, help="of a training; 0: none")
     parser.add_argument("--seeds", type=int, default=2, help="trainings of each input")
     parser.add_argument("--workers", default="0,4,16", help="worker processes of torch's DataLoader")
