@@ -45,7 +45,7 @@ $(STAMP): $(BIN)/python pyproject.toml constraints.txt
 	@echo '[3/4] installing torch, 200 MB or more: some minutes on a slow line'
 	@$(PIP) --no-deps $(TORCH_INDEX) -c constraints.txt torch
 	@echo '[4/4] installing fogline and its tools'
-	@$(PIP) -c constraints.txt -e '.[torch,up,dev]'
+	@$(PIP) -c constraints.txt -e '.[torch,up,compare,dev]'
 	@touch $@
 
 demo: $(STAMP)

@@ -19,6 +19,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "encode": ("fogline.commands.encode", "encode a folder of annotated images into one file"),
     "decode": ("fogline.commands.decode", "decode such a file into images"),
     "explain": ("fogline.commands.explain", "tell which image codec a camera should have, and why"),
+    "compare": ("fogline.commands.compare", "measure image codecs on the same frames: bytes, quality, speed"),
     "ca": ("fogline.commands.ca", "make the authority and the devices' certificates"),
     "doctor": ("fogline.doctor", "check this host and say what to do"),
 }

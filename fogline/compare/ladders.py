@@ -1,0 +1,59 @@
+"""The settings at which each codec is measured: the one place to add a codec to comparisons.
+
+A ladder is a grid: settings of the background times settings of the objects, each from coarse to fine. Neighbours in
+it are what lies between them when bytes are interpolated, so steps should be small enough for that (some 3 dB), and
+the whole wide enough to overlap with other codecs. A codec without a ladder is measured at its defaults alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+Params = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Ladder:
+    """Parameters of backgrounds and of objects, coarse to fine; `usual` is the background in ordinary use."""
+
+    backgrounds: tuple[Params, ...] = ({},)
+    objects: tuple[Params, ...] = ({},)
+    usual: Mapping[str, Any] = field(default_factory=dict)
+
+    def rungs(self) -> Iterator[tuple[int, int, Params]]:
+        """Row and column in the grid, and the parameters, of every setting."""
+        for row, background in enumerate(self.backgrounds):
+            for column, objects in enumerate(self.objects):
+                yield row, column, {**background, **objects}
+
+    def middle(self) -> list[tuple[int, int, Params]]:
+        """One setting for each background, with the objects of the middle column."""
+        return [rung for rung in self.rungs() if rung[1] == len(self.objects) // 2]
+
+
+def _each(key: str, *values: float) -> tuple[Params, ...]:
+    return tuple({key: value} for value in values)
+
+
+LADDERS: Mapping[str, Ladder] = {
+    "jpeg2": Ladder(
+        _each("background_quality", 4, 7, 12, 22, 40, 65),
+        _each("object_quality", 50, 75, 92),
+        {"background_quality": 12},
+    ),
+    "avif2": Ladder(
+        _each("background_quality", 1, 8, 20, 35, 50),
+        _each("object_quality", 30, 50, 70),
+        {"background_quality": 20},
+    ),
+    "siren": Ladder(_each("target_db", 22, 25, 27, 30, 33), usual={"target_db": 27}),
+    "av1-video": Ladder(_each("crf", 63, 56, 49, 42, 35, 28, 21, 14)),
+    "av1-video2": Ladder(_each("crf", 63, 56, 49, 42, 35, 28), _each("object_crf", 44, 32, 20)),
+}
+
+
+def ladder(codec: str) -> Ladder:
+    """The codec's ladder; one setting, the codec's defaults, where it has none."""
+    return LADDERS.get(codec, Ladder())

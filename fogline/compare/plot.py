@@ -1,0 +1,137 @@
+"""Rate against quality, as a picture: a row for each folder, and one for the detector."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from fogline.common.errors import ConfigError
+from fogline.compare.results import Results, Training
+from fogline.compare.run import Point, fronts
+
+FORMATS = (".png", ".svg", ".pdf")
+_PALETTE = ("#2f6fdb", "#d1495b", "#16a394", "#e0a030", "#8a63d2", "#5d6b7a", "#7a9a01", "#b3589a")
+_INK, _MUTED, _GRID = "#1d2733", "#5d6b7a", "#e3e8ee"
+_STYLE: Any = {
+    "font.family": "DejaVu Sans",
+    "font.size": 9.5,
+    "text.color": _INK,
+    "axes.labelcolor": _MUTED,
+    "axes.edgecolor": _GRID,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": _GRID,
+    "xtick.color": _MUTED,
+    "ytick.color": _MUTED,
+}
+
+
+def check(path: Path) -> None:
+    """Say before the work that a plot can't be made. Raises ConfigError."""
+    if path.suffix.lower() not in FORMATS:
+        raise ConfigError(f"--plot {path}: its ending is {path.suffix or 'missing'}; give {', '.join(FORMATS)}")
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError as error:
+        raise ConfigError(f"--plot needs matplotlib ({error}); pip install 'fogline[compare]'") from error
+
+
+def save(results: Results, path: Path) -> None:
+    """Draw and write. Raises ConfigError where the file can't be written."""
+    import matplotlib as mpl
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+
+    codecs = list(dict.fromkeys(point.codec for point in results.points))
+    colours = {codec: _PALETTE[index % len(_PALETTE)] for index, codec in enumerate(codecs)}
+    rows = len(results.folders) + (results.training is not None)
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(10, 0.5 + 3.3 * rows), layout="constrained")
+        FigureCanvasAgg(figure)
+        panels = figure.subplots(rows, 2, squeeze=False)
+        for (left, right), folder in zip(panels, results.folders, strict=False):
+            points = results.points_of(folder.name)
+            _objects(left, points, colours, results.object_db)
+            _backgrounds(right, points, colours, results.object_db)
+            left.set_title(f"{folder.name}: objects (pale: settings that another beats)", loc="left", fontsize=10)
+            right.set_title(
+                f"{folder.name}: background, with objects of {results.object_db:g} dB or more", loc="left", fontsize=10
+            )
+        if results.training:
+            _detectors(panels[-1][0], results.training, colours)
+            panels[-1][1].set_axis_off()
+        handles = [
+            Line2D([], [], color=colour, marker="o", markersize=4, label=codec) for codec, colour in colours.items()
+        ]
+        figure.legend(handles=handles, loc="outside upper center", ncols=min(6, len(codecs)), frameon=False)
+        try:
+            figure.savefig(path, dpi=130)
+        except OSError as error:
+            raise ConfigError(f"{path} can't be written: {error.strerror}; choose another --plot") from error
+
+
+def _objects(axes: Any, points: Sequence[Point], colours: dict[str, str], object_db: float) -> None:
+    """Every setting as a dot, and the best that each codec does."""
+    for codec, colour in colours.items():
+        found = sorted(
+            (p.measured.delivered_bytes, p.measured.object_db)
+            for p in points
+            if p.codec == codec and p.measured is not None and p.measured.object_db is not None
+        )
+        best: list[tuple[float, float]] = []
+        for size, db in found:
+            if not best or db > best[-1][1]:
+                best.append((size, db))
+        axes.plot([size for size, _ in found], [db for _, db in found], "o", color=colour, markersize=3, alpha=0.35)
+        axes.plot([size for size, _ in best], [db for _, db in best], "-o", color=colour, markersize=4, linewidth=1.6)
+    axes.axhline(object_db, color=_MUTED, linestyle="--", linewidth=1)
+    axes.annotate(f"{object_db:g} dB", (0.995, object_db), xycoords=("axes fraction", "data"), ha="right", va="bottom")
+    axes.set_ylabel("PSNR inside boxes, dB")
+    _bytes_axis(axes)
+
+
+def _backgrounds(axes: Any, points: Sequence[Point], colours: dict[str, str], object_db: float) -> None:
+    missing = []
+    for codec, front in fronts(points, object_db).items():
+        if not front.places:
+            missing.append(f"{codec}: {front.gap}")
+        sizes, levels = [p.bytes for p in front.places], [p.background_db for p in front.places]
+        axes.plot(sizes, levels, "-o", color=colours[codec], markersize=4, linewidth=1.6)
+    if missing:
+        box = {"facecolor": "white", "edgecolor": "none", "pad": 1.5}
+        note = "\n".join(missing)
+        axes.text(0.99, 0.02, note, transform=axes.transAxes, ha="right", fontsize=8, color=_MUTED, bbox=box)
+    axes.set_ylabel("PSNR outside boxes, dB")
+    _bytes_axis(axes)
+
+
+def _detectors(axes: Any, training: Training, colours: dict[str, str]) -> None:
+    for codec in dict.fromkeys(one.codec for one in training.learned):
+        found = sorted((one.bytes, one.scores) for one in training.learned if one.codec == codec)
+        sizes = [size for size, _ in found]
+        axes.plot(sizes, [statistics.fmean(s) for _, s in found], "-o", color=colours[codec], markersize=4)
+        for size, scores in found:
+            axes.plot([size] * len(scores), scores, "_", color=colours[codec], alpha=0.5)
+    axes.axhline(training.on_source, color=_INK, linestyle="--", linewidth=1)
+    axes.annotate("trained on source", (0.01, training.on_source), xycoords=("axes fraction", "data"), va="bottom")
+    axes.set_title("all folders: detector trained on decoded images", loc="left", fontsize=10)
+    axes.set_ylabel({"iou": "IoU on held-out frames", "ap50": "AP50 on held-out frames"}[training.comparison.metric])
+    _bytes_axis(axes)
+
+
+def _bytes_axis(axes: Any) -> None:
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    axes.set_xlabel("bytes an image, shared state included (better to the left)")
+    if not any(len(line.get_xdata()) for line in axes.get_lines() if line.get_marker() == "o"):
+        axes.text(0.5, 0.5, "no such pixels", transform=axes.transAxes, ha="center", color=_MUTED)
+        return
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
