@@ -13,7 +13,7 @@ from fogline.common.errors import ConfigError
 from fogline.common.images.codec import EncodedImage, ImageEncoder, SourceImage
 from fogline.common.images.decode import BatchDecoder, PreparedImage
 from fogline.common.images.record import ImageRecord
-from fogline.fog_node.encoders import ENCODERS, build_encoder
+from fogline.fog_node.encoders import CHOICES, build_encoder
 
 
 class Subject(ABC):
@@ -80,14 +80,14 @@ BASELINES: Mapping[str, Build] = {"av1-video": _av1_video, "av1-video2": _av1_vi
 
 def names() -> tuple[str, ...]:
     """Everything that can be compared."""
-    return (*ENCODERS, *BASELINES)
+    return (*CHOICES, *BASELINES)
 
 
 def build_subject(name: str, params: Mapping[str, Any], device: str = "cpu") -> Subject:
     """A codec at a setting. Raises ConfigError for an unknown name or parameter, and when a package is missing."""
     if name in BASELINES:
         return BASELINES[name](params)
-    if name in ENCODERS:
+    if name in CHOICES:
         return ProductCodec(name, params, device)
     close = difflib.get_close_matches(name, names(), n=1)
     hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(names())}"
