@@ -13,7 +13,7 @@ from fogline.common.images.codec import EncodedImage, SourceImage
 from fogline.common.images.container import MAX_CAMERA_BYTES
 from fogline.common.images.jpeg import decode_jpeg, resize
 from fogline.common.images.record import ImageRecord
-from fogline.fog_node.encode_queue import coded_size
+from fogline.common.images.sizes import coded_size
 
 MAX_BYTES = 4 << 30  # of one folder's pixels in memory
 BATCH_PIXELS = 32 * 1280 * 720  # of a batch of frames; decoded to floats it takes twelve times as many bytes
