@@ -18,6 +18,7 @@ BENCHMARKS = {
     "siren_encode": "tracking",
     "decode": "tracking",
     "loader": "tracking",
+    "image_codecs": "tracking",
 }
 
 
