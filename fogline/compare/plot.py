@@ -118,8 +118,10 @@ def _detectors(axes: Any, training: Training, colours: dict[str, str]) -> None:
         for size, scores in found:
             axes.plot([size] * len(scores), scores, "_", color=colours[codec], alpha=0.5)
     axes.axhline(training.on_source, color=_INK, linestyle="--", linewidth=1)
-    axes.annotate("trained on source", (0.01, training.on_source), xycoords=("axes fraction", "data"), va="bottom")
-    axes.set_title("all folders: detector trained on decoded images", loc="left", fontsize=10)
+    box = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1}
+    at = (0.99, training.on_source)
+    axes.annotate("trained on source", at, xycoords=("axes fraction", "data"), ha="right", va="bottom", bbox=box)
+    axes.set_title("all folders: detector trained on decoded images (ticks: single seeds)", loc="left", fontsize=10)
     axes.set_ylabel({"iou": "IoU on held-out frames", "ap50": "AP50 on held-out frames"}[training.comparison.metric])
     _bytes_axis(axes)
 
