@@ -19,6 +19,7 @@ BENCHMARKS = {
     "decode": "tracking",
     "loader": "tracking",
     "image_codecs": "tracking",
+    "uplink": "tracking",
 }
 
 

@@ -5,12 +5,14 @@ Same model, seeds and steps on every kind of images; the figure is the differenc
 
     python -m fogline.benchmarks.learning --json results.json          # everything
     python -m fogline.benchmarks.learning --quick                      # one seed, few steps, jpeg2
+    python -m fogline.benchmarks.learning --width 640 --uplink roi     # coded wider, from what an edge sends as `roi`
 
 `ruined` is a control that must fail: backgrounds of 40 pixels across at a low quality, and no object layers.
+With `--uplink`, everything is coded anew, also where a fog node would publish an edge's layers as they are.
 Output, schema 1: `data.<set>` has the metric, frames, training size and recipe, `untrained`, `constant_box` and
 `constant_box_per_camera`; `source` and each of `codecs.<name>` have the score for each seed with mean and standard
 deviation, and `curves`; a codec also `difference` (score minus score on source, by seed), `within_0_02` of its mean,
-`bytes_per_image`, `background_psnr_db` and `object_psnr_db` over the training frames at their coded size.
+`uplink`, `bytes_per_image`, `background_psnr_db` and `object_psnr_db` over the training frames at their coded size.
 """
 
 from __future__ import annotations
@@ -32,11 +34,15 @@ import torch
 
 from fogline.common.data import AnnotatedSequence, Frame, load_sequence, split_train_eval
 from fogline.common.images import quality
-from fogline.common.images.codec import EncodedImage, SourceImage
+from fogline.common.images.codec import EncodedImage, ImageEncoder, SourceImage
 from fogline.common.images.container import from_bytes, to_bytes
 from fogline.common.images.decode import BatchDecoder
+from fogline.common.images.forms import Form, Qualities
 from fogline.common.images.jpeg import decode_jpeg, resize
 from fogline.common.images.record import ImageRecord
+from fogline.common.images.sizes import coded_size
+from fogline.common.images.uplink import decode as decode_upload
+from fogline.common.images.uplink import encode as encode_upload
 from fogline.common.models.compare import SOURCE, Annotated, Comparison, compare_training
 from fogline.common.models.detection import to_target
 from fogline.common.models.training import Recipe
@@ -47,11 +53,11 @@ TOLERANCE = 0.02
 TRACKING = ("OTB_Crossing", "OTB_Human7", "VOT15_bag", "UAV123_boat1")
 CELLS = ("RBC", "WBC", "Platelets")
 BATCH = 32  # frames that are encoded at once
-# name in the results -> codec, parameters, coded width, whether object layers are kept
-CODECS: dict[str, tuple[str, dict[str, Any], int, bool]] = {
-    "jpeg2": ("jpeg2", {}, 320, True),
-    "avif2": ("avif2", {}, 320, True),
-    "siren": ("siren", {}, 320, True),
+# name in the results -> codec, parameters, coded width (None: as asked for), whether object layers are kept
+CODECS: dict[str, tuple[str, dict[str, Any], int | None, bool]] = {
+    "jpeg2": ("jpeg2", {}, None, True),
+    "avif2": ("avif2", {}, None, True),
+    "siren": ("siren", {}, None, True),
     "ruined": ("jpeg2", {"background_quality": 5}, 40, False),
 }
 
@@ -83,6 +89,10 @@ def main() -> None:
     parser.add_argument(
         "--cases", default=",".join(c.name for c in CASES), help="of: " + ", ".join(c.name for c in CASES)
     )
+    parser.add_argument("--width", type=int, default=320, help="coded width (default: 320; `ruined` keeps its 40)")
+    parser.add_argument(
+        "--uplink", choices=[form.text for form in Form], default="original", help="what the codecs are given"
+    )
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, help="instead of the recipe's")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="trainings that run at once")
@@ -112,7 +122,7 @@ def run_case(case: Case, args: argparse.Namespace) -> dict[str, Any]:
     decoded, measured = {}, {}
     for name in args.codecs.split(","):
         say(f"{case.name}: encoding {len(source.images)} frames as {name}")
-        decoded[name], measured[name] = through_codec(case, train, name, args.cache, source)
+        decoded[name], measured[name] = through_codec(case, train, name, args, source)
     started = time.perf_counter()
     comparison = compare_training(
         source,
@@ -176,16 +186,17 @@ def annotated(case: Case, sequences: Sequence[AnnotatedSequence]) -> Annotated:
 
 
 def through_codec(
-    case: Case, sequences: Sequence[AnnotatedSequence], name: str, cache: Path, source: Annotated
+    case: Case, sequences: Sequence[AnnotatedSequence], name: str, args: argparse.Namespace, source: Annotated
 ) -> tuple[Annotated, dict[str, Any]]:
     """The same frames, encoded, stored as records and decoded at the training size; and what that cost."""
-    codec, params, coded_width, with_objects = CODECS[name]
+    codec, params, own_width, with_objects = CODECS[name]
+    coded_width, uplink = own_width or args.width, Form.of(args.uplink)
     decoder = BatchDecoder()
     images: list[torch.Tensor] = []
     qualities: list[quality.Quality] = []
     size, shared = 0, dict[bytes, bytes]()
     for sequence in sequences:
-        for original, record, blobs in encoded(sequence, codec, params, coded_width, cache):
+        for original, record, blobs in encoded(sequence, codec, params, coded_width, uplink, args.cache):
             if not with_objects:
                 record = dataclasses.replace(record, layers=record.layers[:1])
             shared |= blobs
@@ -204,6 +215,7 @@ def through_codec(
         "params": params,
         "coded_width": coded_width,
         "object_layers": with_objects,
+        "uplink": uplink.text,
         "bytes_per_image": size / len(images),
         "full_psnr_db": mean.full,
         "background_psnr_db": mean.background,
@@ -213,10 +225,10 @@ def through_codec(
 
 
 def encoded(
-    sequence: AnnotatedSequence, codec: str, params: dict[str, Any], width: int, cache: Path
+    sequence: AnnotatedSequence, codec: str, params: dict[str, Any], width: int, uplink: Form, cache: Path
 ) -> Iterator[tuple[SourceImage, ImageRecord, dict[bytes, bytes]]]:
     """Each frame's original at the coded size, its record, and the shared state that it needs; encoded only once."""
-    key = hashlib.sha256(json.dumps([codec, params, width], sort_keys=True).encode()).hexdigest()[:16]
+    key = hashlib.sha256(json.dumps([codec, params, width, uplink.text], sort_keys=True).encode()).hexdigest()[:16]
     folder = cache / f"{codec}-{key}"
     folder.mkdir(parents=True, exist_ok=True)
     encoder = build_encoder(codec, params, "cpu")
@@ -224,10 +236,13 @@ def encoded(
         frames = sequence.frames[start : start + BATCH]
         files = [frame.path.read_bytes() for frame in frames]
         digests = [hashlib.sha256(file).digest() for file in files]
-        sources = [_at_coded_size(frame, file, sequence.name, width) for frame, file in zip(frames, files, strict=True)]
+        sources = [
+            _at_coded_size(frame, file, sequence.name, width, uplink) for frame, file in zip(frames, files, strict=True)
+        ]
         paths = [folder / digest.hex() for digest in digests]
         missing = [i for i, path in enumerate(paths) if not path.is_file()]
-        for i, result in zip(missing, encoder.encode([sources[i] for i in missing]), strict=True):
+        results = _from_uplink(encoder, [(frames[i], files[i], sources[i]) for i in missing], uplink, width)
+        for i, result in zip(missing, results, strict=True):
             record = _record(digests[i], sequence.name, frames[i], sources[i], result)
             for blob in result.shared:
                 (folder / blob.digest.hex()).write_bytes(blob.data)
@@ -239,9 +254,25 @@ def encoded(
             yield source, record, {digest: (folder / digest.hex()).read_bytes() for digest in record.shared}
 
 
-def _at_coded_size(frame: Frame, file: bytes, camera: str, width: int) -> SourceImage:
+def _from_uplink(
+    encoder: ImageEncoder, items: Sequence[tuple[Frame, bytes, SourceImage]], uplink: Form, width: int
+) -> list[EncodedImage]:
+    """Encode what the fog node would have of captured frames."""
+    if uplink is Form.ORIGINAL:
+        return encoder.encode([source for _, _, source in items])
+    sent = []
+    for frame, file, source in items:
+        digest = hashlib.sha256(file).digest()
+        data = encode_upload(uplink, file, digest, frame.boxes, width, Qualities())
+        sent.append(dataclasses.replace(source, pixels=decode_upload(uplink, data, digest).pixels))
+    return encoder.encode(sent)
+
+
+def _at_coded_size(frame: Frame, file: bytes, camera: str, width: int, uplink: Form) -> SourceImage:
     width = min(width, frame.width)
     height = round(frame.height * width / frame.width / 2) * 2
+    if uplink is not Form.ORIGINAL:
+        height = coded_size(frame.width, frame.height, width)[1]  # as edges do, which leave an odd row out
     scale = (width / frame.width, height / frame.height)
     boxes = tuple((b.x, b.y, b.w, b.h) for b in (box.scaled(*scale) for box in frame.boxes))
     return SourceImage(resize(decode_jpeg(file), width, height), boxes, camera)

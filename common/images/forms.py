@@ -32,7 +32,7 @@ CODED_FORMS = (Form.RESIZED, Form.AVIF, Form.ROI)  # all but the original
 class Qualities:
     """1 to 100 each; found by measurement (docs/results.md, Uplink)."""
 
-    resized: int = 90
-    avif: int = 75
-    roi_object: int = 85
+    resized: int = 92
+    avif: int = 80
+    roi_object: int = 90
     roi_background: int = 40

@@ -78,9 +78,13 @@ def build_jpeg2(params: Mapping[str, Any], device: str = "cpu") -> raster.PairEn
     )
 
 
-def encode_payload(pixels: NDArray[np.uint8], quality: int) -> bytes:
-    """One layer's payload from its pixels (H, W, 3), with whichever Huffman tables make it shorter."""
-    full_chroma = quality >= FULL_CHROMA_FROM
+def encode_payload(pixels: NDArray[np.uint8], quality: int, *, full_chroma: bool | None = None) -> bytes:
+    """One layer's payload from its pixels (H, W, 3), with whichever Huffman tables make it shorter.
+
+    `full_chroma` None: what is the better one at this quality, on the whole.
+    """
+    if full_chroma is None:
+        full_chroma = quality >= FULL_CHROMA_FROM
     image = Image.fromarray(pixels)
     payloads = []
     for optimize in (True, False):

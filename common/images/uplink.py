@@ -93,12 +93,13 @@ def decode(
 
 def _encoder(form: Form, qualities: Qualities) -> PairEncoder:
     if form is Form.RESIZED:
-        write = partial(jpeg2.encode_payload, quality=qualities.resized)
+        write = partial(jpeg2.encode_payload, quality=qualities.resized, full_chroma=True)
         return PairEncoder(jpeg2.Jpeg2, background=write, object=write)
     frame = qualities.avif if form is Form.AVIF else qualities.roi_background
+    # Where objects have no layer of their own, colours at half the resolution would cost them most.
     return PairEncoder(
         avif2.Avif2,
-        background=partial(avif2.encode_payload, quality=frame, full_chroma=False, speed=FRAME_SPEED),
+        background=partial(avif2.encode_payload, quality=frame, full_chroma=form is Form.AVIF, speed=FRAME_SPEED),
         object=partial(avif2.encode_payload, quality=qualities.roi_object, full_chroma=True),
     )
 

@@ -63,7 +63,7 @@ def evaluate(cluster: Cluster, tracks: Mapping[str, Track], options: Options, te
         stats = read_images(cluster.data_dir("fog"))
         tell("decoding every record and comparing it with its original")
         decoder = BatchDecoder()
-        records, shared = _records(libraries, plan)
+        records, shared = records_of(libraries, plan)
         received, prepare_rate = prepare(decoder, records, shared)
         scores = [score(image, pixels) for image, pixels in renderings(decoder, received)]
         shown = _exhibits(decoder, received, scores)
@@ -131,7 +131,7 @@ def _timed(options: Options, name: str) -> Iterator[None]:
     options.seconds[name] = time.perf_counter() - began
 
 
-def _records(
+def records_of(
     libraries: Sequence[Holdings], plan: Plan
 ) -> tuple[list[tuple[ImageRecord, int, PlannedImage]], dict[bytes, bytes]]:
     """Every image's record once, from the first device that holds it, and all shared state."""

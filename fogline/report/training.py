@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
@@ -31,26 +31,8 @@ def compare_on(
     tell: Callable[[str], None],
 ) -> Comparison:
     """Train with each seed on the captured frames and on what became of them; `size` is (width, height)."""
-    metric, labels = plan.metric, plan.labels
-    sequence_of = {frame.path: sequence.name for sequence in plan.shared for frame in sequence.frames}
-    frames = [(image.captured.frame, sequence_of[image.captured.frame.path]) for image in received]
-    source = _from_disk(frames, size, labels)
-    decoded = compare.Annotated(_decoded(received, size), source.targets, source.cameras)
-    held_out = _from_disk([(f, s.name) for s in plan.held_out for f in s.frames if _useful(f, metric)], size, labels)
-
-    def progress(images: str, seed: int, step: int, loss: float) -> None:
-        tell(f"training on {images} images, seed {seed}: step {step} of {steps}, loss {loss:.2f}")
-
-    found = compare.compare_training(
-        source,
-        {DECODED: decoded},
-        held_out,
-        recipe=Recipe(labels=max(1, len(labels)), steps=steps),
-        seeds=seeds,
-        metric=metric,
-        workers=min(len(os.sched_getaffinity(0)), 2 * len(seeds)),
-        progress=progress,
-    )
+    metric = plan.metric
+    found = paired(plan, {DECODED: received}, size, steps=steps, seeds=seeds, tell=tell)
     names = (compare.SOURCE, DECODED)
     return Comparison(
         metric=metric,
@@ -68,6 +50,45 @@ def compare_on(
         seconds_decoded=found.seconds(DECODED),
         metric_curves={name: _curve(found, name, lambda point: point.score) for name in names},
         loss_curves={name: _curve(found, name, lambda point: point.loss) for name in names},
+    )
+
+
+def paired(
+    plan: Plan,
+    received: Mapping[str, Sequence[Received]],
+    size: tuple[int, int],
+    *,
+    steps: int,
+    seeds: Sequence[int],
+    tell: Callable[[str], None],
+) -> compare.Comparison:
+    """Train with each seed on the captured frames and on what each of several runs of the same plan made of them.
+
+    Every entry of `received` has the same images in the same order.
+    """
+    metric, labels = plan.metric, plan.labels
+    sequence_of = {frame.path: sequence.name for sequence in plan.shared for frame in sequence.frames}
+    first = next(iter(received.values()))
+    frames = [(image.captured.frame, sequence_of[image.captured.frame.path]) for image in first]
+    source = _from_disk(frames, size, labels)
+    decoded = {
+        name: compare.Annotated(_decoded(images, size), source.targets, source.cameras)
+        for name, images in received.items()
+    }
+    held_out = _from_disk([(f, s.name) for s in plan.held_out for f in s.frames if _useful(f, metric)], size, labels)
+
+    def progress(images: str, seed: int, step: int, loss: float) -> None:
+        tell(f"training on {images} images, seed {seed}: step {step} of {steps}, loss {loss:.2f}")
+
+    return compare.compare_training(
+        source,
+        decoded,
+        held_out,
+        recipe=Recipe(labels=max(1, len(labels)), steps=steps),
+        seeds=seeds,
+        metric=metric,
+        workers=min(len(os.sched_getaffinity(0)), (1 + len(decoded)) * len(seeds)),
+        progress=progress,
     )
 
 
