@@ -110,7 +110,7 @@ class Bench:
         fit = ReferenceFit(signal, self._steps, 0, self._device)
         for _ in range(self._steps):
             fit.step()
-        layers = [(weights[None], biases[None, None]) for weights, biases in fit.folded()]
+        layers = [(weights[None], biases[None]) for weights, biases in fit.folded()]
         xs, ys = (torch.from_numpy(axis[None]).to(self._device) for axis in (signal.xs, signal.ys))
         return evaluate(layers, xs, ys)[0].permute(1, 2, 0).cpu().numpy()
 

@@ -1,6 +1,6 @@
 """Codec 3, `siren`: an image layer as the quantised weights of sine networks (decoding half).
 
-A network maps a position (x, y) in [-1, 1] to three values: sine layers, sin(x W + b), then a linear layer (SIREN,
+A network maps a position (x, y) in [-1, 1] to three values: sine layers, sin(W x + b), then a linear layer (SIREN,
 arXiv:2006.09661; Residual-INR, arXiv:2408.05617, where a factor w0 = 30 stands before W and b; here it is folded in).
 A background's values are RGB mapped to [-1, 1]; an object's are the residual to the decoded background, divided by the
 layer's scale. A layer may be a grid of small networks instead of one large one: a pixel then costs what one of them
@@ -27,7 +27,7 @@ _CPU_ELEMENTS = 1 << 17  # activations of one tensor call: they should stay in a
 _GPU_ELEMENTS = 1 << 27
 _GROUP_ELEMENTS = 1 << 24  # weights and sines of networks evaluated together: bounds what a hostile record takes
 
-Weights = Sequence[tuple[torch.Tensor, torch.Tensor]]  # (N, inputs, outputs) and (N, 1, outputs) of every layer
+Weights = Sequence[tuple[torch.Tensor, torch.Tensor]]  # (N, outputs, inputs) and (N, outputs, 1) of every layer
 
 
 @register
@@ -65,8 +65,8 @@ def dequantise(shape: Shape, weights: torch.Tensor, steps: torch.Tensor) -> Weig
     for index, (inputs, outputs) in enumerate(shape.layers):
         step = steps[:, index, None, None]
         middle, end = start + inputs * outputs, start + (inputs + 1) * outputs
-        matrix = weights[:, start:middle].view(-1, inputs, outputs) * step
-        layers.append((matrix, weights[:, middle:end].view(-1, 1, outputs) * step))
+        matrix = weights[:, start:middle].view(-1, outputs, inputs) * step
+        layers.append((matrix, weights[:, middle:end].view(-1, outputs, 1) * step))
         start = end
     return layers
 
@@ -78,7 +78,7 @@ def evaluate(layers: Weights, xs: torch.Tensor, ys: torch.Tensor) -> torch.Tenso
     columns. On a grid the first layer needs sines of columns and rows only, not of pixels:
     sin(x + y) = sin y cos x + cos y sin x.
     """
-    first, *rest = ((weights.transpose(1, 2), biases.transpose(1, 2)) for weights, biases in layers)
+    first, *rest = layers
     x, y = first[0][:, :, :1] * xs[:, None, :], first[0][:, :, 1:] * ys[:, None, :] + first[1]
     sin_x, cos_x, sin_y, cos_y = x.sin(), x.cos(), y.sin(), y.cos()
     (count, width, h), w = y.shape, x.shape[2]

@@ -2,7 +2,7 @@
 
 Version 1: depth u8; width u8; grid u8, (columns - 1) << 4 | (rows - 1); for each network, row by row, one step number
 u8 for each of its depth + 1 layers; an entropy table u8 for the weights and one for the biases of each layer; then one
-rANS stream of int8: for each layer the weights of all networks, (networks, inputs, outputs) in C order, then their
+rANS stream of int8: for each layer the weights of all networks, (networks, outputs, inputs) in C order, then their
 biases. A weight is its int8 times its layer's step, 2 ** (number / 8 - 24).
 """
 
@@ -58,7 +58,7 @@ class Grid:
 
 @dataclass(frozen=True)
 class Networks:
-    """A layer's networks, entropy-decoded. Parameters lie layer by layer, weights (inputs, outputs) before biases."""
+    """A layer's networks, entropy-decoded. Parameters lie layer by layer, weights (outputs, inputs) before biases."""
 
     shape: Shape
     grid: Grid

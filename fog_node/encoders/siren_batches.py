@@ -38,10 +38,12 @@ def fit_batches(
     """Fit every signal, on the schedule that `plan` gives for its shape and number of pixels; one network each."""
     batches = _batches(signals, plan, device)
     out: dict[int, FittedNetwork] = {}
+    threads = torch.get_num_threads()
     with ThreadPoolExecutor(_workers(device), initializer=torch.set_num_threads, initargs=(1,)) as pool:
         fits = pool.map(lambda batch: _fit([signals[i] for i in batch[1]], batch[0], seed, device), batches)
         for (_, members), networks in zip(batches, fits, strict=True):
             out.update(zip(members, networks, strict=True))
+    torch.set_num_threads(threads)  # a part of the setting is the process's, not the thread's
     return [out[i] for i in range(len(signals))]
 
 
@@ -67,8 +69,8 @@ def _batches(
 
 def _fit(signals: Sequence[Signal], schedule: Schedule, seed: int, device: torch.device) -> list[FittedNetwork]:
     orders = [pixel_order(len(s.targets), schedule.slice, seed) for s in signals]
-    targets = np.stack([s.targets[order] for s, order in zip(signals, orders, strict=True)])
-    positions = np.stack([s.positions[order] for s, order in zip(signals, orders, strict=True)])
+    targets = np.stack([s.targets[order].T for s, order in zip(signals, orders, strict=True)])
+    positions = np.stack([s.positions[order].T for s, order in zip(signals, orders, strict=True)])
     at, values = torch.from_numpy(positions).to(device), torch.from_numpy(targets).to(device)
     return BatchFit(signals[0].shape, at, values, schedule, seed).run()
 

@@ -2,7 +2,8 @@
 
 The networks share nothing, so the gradient of the summed loss is block-diagonal and element-wise Adam on the batch is
 exactly one Adam for each network: a network comes out the same whatever it is batched with. The backward pass is
-written by hand, because autograd would keep and traverse what two in-place products and one cosine do here.
+written by hand, because autograd would keep and traverse what two in-place products and one cosine do here. Units come
+before pixels, (N, units, pixels): for ten units that takes a third of the time of the other order.
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ class BatchFit:
     def __init__(
         self, shape: Shape, positions: torch.Tensor, targets: torch.Tensor, schedule: Schedule, seed: int
     ) -> None:
-        """`positions` (N, S, 2) and `targets` (N, S, 3), in the order of the steps."""
+        """`positions` (N, 2, S) and `targets` (N, 3, S), in the order of the steps."""
         self.shape, self.schedule = shape, schedule
         self._positions, self._targets = positions, targets
         count, self._device = targets.shape[0], targets.device
@@ -70,20 +71,20 @@ class BatchFit:
         self._weights = _views(self._parameters, shape)
         self._weight_gradients = _views(self._gradient, shape)
         self._initialise(seed)
-        pixels = min(schedule.slice, targets.shape[1])
-        self._slices = targets.shape[1] // pixels
+        pixels = min(schedule.slice, targets.shape[2])
+        self._slices = targets.shape[2] // pixels
         self._pixels = pixels
-        hidden = (count, pixels, shape.width)
+        hidden = (count, shape.width, pixels)
         self._values = [torch.empty(hidden, device=self._device) for _ in range(shape.depth)]
         self._slopes = [torch.empty(hidden, device=self._device) for _ in range(shape.depth)]
         self._back = torch.empty(hidden, device=self._device)
-        self._error = torch.empty((count, pixels, 3), device=self._device)
+        self._error = torch.empty((count, 3, pixels), device=self._device)
 
     def _initialise(self, seed: int) -> None:
         """SIREN's initialisation, the same for every network of the batch; the output starts at the target's mean."""
         generator = torch.Generator().manual_seed(seed)
         for index, (weights, biases) in enumerate(_views(self._parameters, self.shape)):
-            inputs = weights.shape[1]
+            inputs = weights.shape[2]
             if index == 0:
                 bound, bias_bound = self.schedule.frequency, math.pi
             elif index < self.shape.depth:
@@ -92,7 +93,7 @@ class BatchFit:
                 bound, bias_bound = math.sqrt(6 / inputs) / 30, 0.0
             for tensor, limit in ((weights, bound), (biases, bias_bound)):
                 tensor.copy_((torch.rand((1, *tensor.shape[1:]), generator=generator) * 2 - 1) * limit)
-        _views(self._parameters, self.shape)[-1][1].copy_(self._targets.mean(dim=1, keepdim=True))
+        _views(self._parameters, self.shape)[-1][1].copy_(self._targets.mean(dim=2, keepdim=True))
 
     def run(self) -> list[FittedNetwork]:
         """Fit, and return the quantised networks.
@@ -150,23 +151,23 @@ class BatchFit:
     def _accumulate(self, index: int, frozen: int = 0) -> None:
         """Gradient of each network's mean squared error on one slice, into `self._gradient`, but for frozen layers."""
         at = slice(index * self._pixels, (index + 1) * self._pixels)
-        positions = self._positions[:, at]
+        positions = self._positions[:, :, at]
         values = positions
         for (weights, biases), value, slope in zip(self._weights[:-1], self._values, self._slopes, strict=True):
-            torch.baddbmm(biases, values, weights, out=slope)
+            torch.baddbmm(biases, weights, values, out=slope)
             _sine_and_cosine(slope, value)
             values = value
         weights, biases = self._weights[-1]
-        error = torch.baddbmm(biases, values, weights, out=self._error).sub_(self._targets[:, at])
+        error = torch.baddbmm(biases, weights, values, out=self._error).sub_(self._targets[:, :, at])
         back = error.mul_(2 / (3 * self._pixels))
         for layer in range(self.shape.depth, frozen - 1, -1):
             before = self._values[layer - 1] if layer else positions
             weight_gradient, bias_gradient = self._weight_gradients[layer]
-            torch.bmm(before.transpose(1, 2), back, out=weight_gradient)
-            torch.sum(back, dim=1, keepdim=True, out=bias_gradient)
+            torch.bmm(back, before.transpose(1, 2), out=weight_gradient)
+            torch.sum(back, dim=2, keepdim=True, out=bias_gradient)
             if layer > frozen:
                 # The slope's buffer is free after this product, so it takes the next layer's error.
-                torch.bmm(back, self._weights[layer][0].transpose(1, 2), out=self._back)
+                torch.bmm(self._weights[layer][0].transpose(1, 2), back, out=self._back)
                 back = self._slopes[layer - 1].mul_(self._back)
 
     def _spread(self, per_layer: torch.Tensor) -> torch.Tensor:
@@ -182,11 +183,11 @@ class BatchFit:
 
 
 def _views(flat: torch.Tensor, shape: Shape) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Weights (N, inputs, outputs) and biases (N, 1, outputs) of every layer, as views into (N, parameters)."""
+    """Weights (N, outputs, inputs) and biases (N, outputs, 1) of every layer, as views into (N, parameters)."""
     out, start = [], 0
     for inputs, outputs in shape.layers:
         middle, end = start + inputs * outputs, start + (inputs + 1) * outputs
-        out.append((flat[:, start:middle].view(-1, inputs, outputs), flat[:, middle:end].view(-1, 1, outputs)))
+        out.append((flat[:, start:middle].view(-1, outputs, inputs), flat[:, middle:end].view(-1, outputs, 1)))
         start = end
     return out
 

@@ -63,9 +63,10 @@ class ReferenceFit:
                 self._best = value, [(w.detach().clone(), b.detach().clone()) for w, b in self._layers]
 
     def folded(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """The best weights and biases in float32, w0 folded into the sine layers."""
+        """The best weights (outputs, inputs) and biases (outputs, 1), float32, w0 folded into the sine layers."""
         layers = self._best[1] if self._best else [(w.detach(), b.detach()) for w, b in self._layers]
-        return [(w * W0, b * W0) for w, b in layers[:-1]] + [layers[-1]]
+        folded = [(w * W0, b * W0) for w, b in layers[:-1]] + [layers[-1]]
+        return [(w.T, b[:, None]) for w, b in folded]
 
     def network(self) -> FittedNetwork:
         """The weights at 8 bits."""

@@ -55,7 +55,7 @@ def plainly(nets: Networks, place: Placement) -> np.ndarray:
             for layer, (inputs, outputs) in enumerate(nets.shape.layers):
                 step = float(STEPS[nets.steps[network, layer]])
                 flat = nets.weights[network, start : start + (inputs + 1) * outputs].astype(np.float64) * step
-                value = value @ flat[: inputs * outputs].reshape(inputs, outputs) + flat[inputs * outputs :]
+                value = flat[: inputs * outputs].reshape(outputs, inputs) @ value + flat[inputs * outputs :]
                 if layer < nets.shape.depth:
                     value = np.sin(value)
                 start += (inputs + 1) * outputs

@@ -201,14 +201,14 @@ def test_no_image_is_an_empty_batch() -> None:
 def test_the_gradient_is_autograds() -> None:
     torch.manual_seed(0)
     shape, schedule = Shape(3, 7), Schedule(10, 32, 0.1, 0.01, 10.0, 0.2, 8)
-    positions, targets = torch.rand(4, 64, 2) * 2 - 1, torch.rand(4, 64, 3) * 2 - 1
+    positions, targets = torch.rand(4, 2, 64) * 2 - 1, torch.rand(4, 3, 64) * 2 - 1
     fit = BatchFit(shape, positions, targets, schedule, 0)
     fit._parameters.add_(torch.randn_like(fit._parameters) * 0.05)
     layers = [(w.clone().requires_grad_(), b.clone().requires_grad_()) for w, b in fit._weights]
-    values = positions[:, 32:]
+    values = positions[:, :, 32:]
     for weights, biases in layers[:-1]:
-        values = torch.sin(values @ weights + biases)
-    loss = ((values @ layers[-1][0] + layers[-1][1] - targets[:, 32:]) ** 2).mean((1, 2)).sum()
+        values = torch.sin(weights @ values + biases)
+    loss = ((layers[-1][0] @ values + layers[-1][1] - targets[:, :, 32:]) ** 2).mean((1, 2)).sum()
     loss.backward()
     fit._accumulate(1)
     for (weights, biases), (dw, db) in zip(layers, fit._weight_gradients, strict=True):
