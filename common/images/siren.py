@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from fogline.common.images.codec import LayerCodec, Placement, register
 from fogline.common.images.record import Layer, LayerKind
+from fogline.common.images.siren_base import base_weights
 from fogline.common.images.siren_canvas import Canvas, send
 from fogline.common.images.siren_payload import STEPS, Networks, Shape, unpack
 from fogline.common.images.siren_tiles import Tile, tiles
@@ -35,23 +36,24 @@ class SirenCodec(LayerCodec):
     """Decodes `siren` layers: networks of one shape together, as batched matrix products."""
 
     number: ClassVar[int] = 3
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     name: ClassVar[str] = "siren"
     additive: ClassVar[bool] = True
 
     def prepare(self, layer: Layer, shared: Mapping[bytes, bytes]) -> Networks:
         """Parse and entropy-decode; see `unpack`."""
-        return unpack(layer.payload)
+        return unpack(layer.payload, layer.version)
 
     def render(
         self, prepared: Sequence[Any], kinds: Sequence[LayerKind], places: Sequence[Placement], device: torch.device
     ) -> list[torch.Tensor]:
         """See LayerCodec.render."""
         canvas = Canvas(kinds, places, device)
-        for shape, members in _groups(prepared, places):
+        for shape, frequency, members in _groups(prepared, places):
             weights = np.stack([prepared[i].weights[tile.network] for i, tile in members])
             steps = np.stack([prepared[i].steps[tile.network] for i, tile in members])
-            layers = dequantise(shape, send(weights, device), send(STEPS[steps], device))
+            base = send(base_weights(shape, frequency).copy(), device)
+            layers = dequantise(shape, send(weights, device), send(STEPS[steps], device), base)
             values = evaluate(
                 layers, _stack([t.xs for _, t in members], device), _stack([t.ys for _, t in members], device)
             )
@@ -59,14 +61,14 @@ class SirenCodec(LayerCodec):
         return canvas.layers()
 
 
-def dequantise(shape: Shape, weights: torch.Tensor, steps: torch.Tensor) -> Weights:
-    """Float weights of N networks from int8 (N, parameters) and step sizes (N, depth + 1)."""
+def dequantise(shape: Shape, weights: torch.Tensor, steps: torch.Tensor, base: torch.Tensor) -> Weights:
+    """Float weights of N networks from int8 (N, parameters), step sizes (N, depth + 1) and their base (parameters,)."""
     layers, start = [], 0
     for index, (inputs, outputs) in enumerate(shape.layers):
         step = steps[:, index, None, None]
         middle, end = start + inputs * outputs, start + (inputs + 1) * outputs
-        matrix = weights[:, start:middle].view(-1, outputs, inputs) * step
-        layers.append((matrix, weights[:, middle:end].view(-1, outputs, 1) * step))
+        matrix = weights[:, start:middle].view(-1, outputs, inputs) * step + base[start:middle].view(outputs, inputs)
+        layers.append((matrix, weights[:, middle:end].view(-1, outputs, 1) * step + base[middle:end].view(outputs, 1)))
         start = end
     return layers
 
@@ -133,17 +135,17 @@ def _sine_(x: torch.Tensor) -> torch.Tensor:
 
 def _groups(
     prepared: Sequence[Networks], places: Sequence[Placement]
-) -> Iterator[tuple[Shape, list[tuple[int, Tile]]]]:
-    """(layer, tile) that are evaluated together: of one network shape and of about the same size, to pad little."""
-    groups: dict[tuple[Shape, int, int], list[tuple[int, Tile]]] = {}
+) -> Iterator[tuple[Shape, int, list[tuple[int, Tile]]]]:
+    """(layer, tile) evaluated together: of one network shape and base, and of about the same size, to pad little."""
+    groups: dict[tuple[Shape, int, int, int], list[tuple[int, Tile]]] = {}
     for i, (networks, place) in enumerate(zip(prepared, places, strict=True)):
         for tile in tiles(place, networks.grid):
-            key = networks.shape, len(tile.xs).bit_length(), len(tile.ys).bit_length()
+            key = networks.shape, networks.frequency, len(tile.xs).bit_length(), len(tile.ys).bit_length()
             groups.setdefault(key, []).append((i, tile))
-    for (shape, columns, rows), members in groups.items():
+    for (shape, frequency, columns, rows), members in groups.items():
         most = max(1, _GROUP_ELEMENTS // (shape.parameters + shape.width * ((1 << columns) + (1 << rows))))
         for start in range(0, len(members), most):
-            yield shape, members[start : start + most]
+            yield shape, frequency, members[start : start + most]
 
 
 def _stack(rows: Sequence[NDArray[np.float32]], device: torch.device) -> torch.Tensor:

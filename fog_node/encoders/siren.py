@@ -23,6 +23,7 @@ from fogline.fog_node.encoders.siren_params import SirenParams
 from fogline.fog_node.encoders.siren_reference import fit_reference
 from fogline.fog_node.encoders.siren_shapes import REFERENCE_BACKGROUND, background_networks, object_shape
 
+_DEEP = 5  # sine layers from which on the gradients' eigenbasis pays
 _ROBUST = 99.5  # percentile of the residual that an object network's range covers
 
 
@@ -53,7 +54,7 @@ class LayerSource:
     def networks(self, fitted: Sequence[FittedNetwork]) -> Networks:
         """The fitted networks of the grid together."""
         steps, weights = np.stack([f.steps for f in fitted]), np.stack([f.weights for f in fitted])
-        return Networks(self.shape, self.grid, steps, weights)
+        return Networks(self.shape, self.grid, steps, weights, fitted[0].frequency)
 
 
 class SirenEncoder(ImageEncoder):
@@ -130,18 +131,23 @@ class SirenEncoder(ImageEncoder):
 def background_schedule(params: SirenParams, shape: Shape, pixels: int) -> Schedule:
     """How the fast profile fits a background network for this many pixels."""
     piece = params.slice or min(max(128, round(pixels / 40 / 64) * 64), 1024)
-    return Schedule(params.steps or 1000, piece, _rate(shape), 0.004, 10.0, 0.2, params.bits)
+    return Schedule(params.steps or 1000, piece, *_rates(shape, 0.004), params.bits, shape.depth >= _DEEP)
 
 
 def object_schedule(params: SirenParams, shape: Shape, pixels: int) -> Schedule:
     """How the fast profile fits an object network for this many pixels."""
     piece = min(max(64, round(pixels / 2 / 64) * 64), 512)
-    return Schedule(params.object_steps or 800, piece, _rate(shape), 0.02, 10.0, 0.2, params.bits)
+    return Schedule(params.object_steps or 800, piece, *_rates(shape, 0.02), params.bits, shape.depth >= _DEEP)
 
 
-def _rate(shape: Shape) -> float:
-    """About half of the rate at which networks of this shape begin to collapse to a constant."""
-    return min(0.2, 5 / (shape.width * shape.depth))
+def _rates(shape: Shape, output_rate: float) -> tuple[float, float, int, float]:
+    """Learning rates, first frequency and length of the finish, which has to round every layer.
+
+    Shallow networks: about half of the rate at which they begin to collapse to a constant.
+    """
+    if shape.depth >= _DEEP:
+        return 3.4 / (shape.width * shape.depth), output_rate, 15, 0.3
+    return min(0.2, 5 / (shape.width * shape.depth)), output_rate, 10, 0.2
 
 
 def residual_range(residual: NDArray[np.float32]) -> float:

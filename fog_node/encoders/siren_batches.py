@@ -72,7 +72,7 @@ def _fit(signals: Sequence[Signal], schedule: Schedule, seed: int, device: torch
     targets = np.stack([s.targets[order].T for s, order in zip(signals, orders, strict=True)])
     positions = np.stack([s.positions[order].T for s, order in zip(signals, orders, strict=True)])
     at, values = torch.from_numpy(positions).to(device), torch.from_numpy(targets).to(device)
-    return BatchFit(signals[0].shape, at, values, schedule, seed).run()
+    return BatchFit(signals[0].shape, at, values, schedule).run()
 
 
 def _workers(device: torch.device) -> int:

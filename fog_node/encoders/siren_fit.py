@@ -1,7 +1,7 @@
 """Fits many sine networks of one shape at once, as batched matrix products.
 
-The networks share nothing, so the gradient of the summed loss is block-diagonal and element-wise Adam on the batch is
-exactly one Adam for each network: a network comes out the same whatever it is batched with. The backward pass is
+The networks share nothing, so the gradient of the summed loss is block-diagonal and a batched optimiser is exactly one
+optimiser for each network: a network comes out the same whatever it is batched with. The backward pass is
 written by hand, because autograd would keep and traverse what two in-place products and one cosine do here. Units come
 before pixels, (N, units, pixels): for ten units that takes a third of the time of the other order.
 """
@@ -15,12 +15,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from fogline.common.images.siren_base import base_weights
 from fogline.common.images.siren_payload import STEPS, Shape
+from fogline.fog_node.encoders.siren_optimiser import Adam
+from fogline.fog_node.encoders.siren_rounding import LIMIT, round_weights
 
-_BETA1, _BETA2, _EPSILON = 0.9, 0.99, 1e-8
 _WARM_UP = 20  # steps
-_LAST_RATE = 0.01  # of the first rate, where the cosine ends
-_LIMIT = 127
+_FINISH_RATE, _LAST_RATE = 0.1, 0.01  # of the first rate, where the finish begins and ends
+_MOMENT_PIXELS = 8192  # by which rounding judges what a layer's inputs have in common
+# A normal distribution has log2(4.13 times its deviation over the step) bits.
+_DEVIATION_BITS = math.log2(math.sqrt(2 * math.pi * math.e))
 
 
 @dataclass(frozen=True)
@@ -31,9 +35,10 @@ class Schedule:
     slice: int  # pixels per step, a contiguous slice of a fixed random order
     rate: float  # first learning rate of the sine layers, whose weights hold the factor w0
     output_rate: float  # of the linear layer
-    frequency: float  # first-layer weights start uniform in plus or minus this
+    frequency: int  # first-layer weights start uniform in plus or minus this
     finish: float  # last part of the steps, in which the layers are rounded one after the other
-    bits: int  # of a quantised weight
+    bits: float  # about what a weight takes when it is coded
+    precondition: bool = False  # step in the gradients' eigenbasis
 
 
 @dataclass(frozen=True)
@@ -41,7 +46,8 @@ class FittedNetwork:
     """One network, quantised."""
 
     steps: NDArray[np.uint8]  # step number of each layer (depth + 1,)
-    weights: NDArray[np.int8]  # (parameters,)
+    weights: NDArray[np.int8]  # (parameters,), differences to the base
+    frequency: int = 0  # of the base; 0: none
 
 
 def pixel_order(count: int, slice_size: int, seed: int) -> NDArray[np.int64]:
@@ -56,21 +62,27 @@ def pixel_order(count: int, slice_size: int, seed: int) -> NDArray[np.int64]:
 
 
 class BatchFit:
-    """N networks of one shape on their way from random to fitted and quantised."""
+    """N networks of one shape on their way from their base to fitted and quantised.
 
-    def __init__(
-        self, shape: Shape, positions: torch.Tensor, targets: torch.Tensor, schedule: Schedule, seed: int
-    ) -> None:
+    A layer is one matrix (N, outputs, inputs + 1), its biases the last column.
+    """
+
+    def __init__(self, shape: Shape, positions: torch.Tensor, targets: torch.Tensor, schedule: Schedule) -> None:
         """`positions` (N, 2, S) and `targets` (N, 3, S), in the order of the steps."""
         self.shape, self.schedule = shape, schedule
         self._positions, self._targets = positions, targets
         count, self._device = targets.shape[0], targets.device
-        size = (count, shape.parameters)
-        self._parameters = torch.zeros(size, device=self._device)
-        self._gradient = torch.zeros(size, device=self._device)
-        self._weights = _views(self._parameters, shape)
-        self._weight_gradients = _views(self._gradient, shape)
-        self._initialise(seed)
+        flat = torch.tensor(base_weights(shape, schedule.frequency), device=self._device)
+        self._base = _matrices(flat, shape)
+        start = [matrix.repeat(count, 1, 1) for matrix in self._base]
+        start[-1][:, :, -1] = targets.mean(dim=2)  # the output starts at the target's mean
+        stacks = [torch.stack(start[:1], 1), torch.stack(start[-1:], 1)]
+        if shape.depth > 1:
+            stacks.insert(1, torch.stack(start[1:-1], 1))
+        # First layer, hidden layers, linear layer: what is of one size is moved together.
+        self._groups = [Adam(stack, precondition=schedule.precondition) for stack in stacks]
+        self._layers = [g.matrices[:, i] for g in self._groups for i in range(g.matrices.shape[1])]
+        self._gradients = [g.gradient[:, i] for g in self._groups for i in range(g.matrices.shape[1])]
         pixels = min(schedule.slice, targets.shape[2])
         self._slices = targets.shape[2] // pixels
         self._pixels = pixels
@@ -80,120 +92,104 @@ class BatchFit:
         self._back = torch.empty(hidden, device=self._device)
         self._error = torch.empty((count, 3, pixels), device=self._device)
 
-    def _initialise(self, seed: int) -> None:
-        """SIREN's initialisation, the same for every network of the batch; the output starts at the target's mean."""
-        generator = torch.Generator().manual_seed(seed)
-        for index, (weights, biases) in enumerate(_views(self._parameters, self.shape)):
-            inputs = weights.shape[2]
-            if index == 0:
-                bound, bias_bound = self.schedule.frequency, math.pi
-            elif index < self.shape.depth:
-                bound = bias_bound = math.sqrt(6 / inputs)
-            else:
-                bound, bias_bound = math.sqrt(6 / inputs) / 30, 0.0
-            for tensor, limit in ((weights, bound), (biases, bias_bound)):
-                tensor.copy_((torch.rand((1, *tensor.shape[1:]), generator=generator) * 2 - 1) * limit)
-        _views(self._parameters, self.shape)[-1][1].copy_(self._targets.mean(dim=2, keepdim=True))
-
     def run(self) -> list[FittedNetwork]:
         """Fit, and return the quantised networks.
 
         In the finish, one layer after the other is rounded and frozen, first layer first, while the later ones go on
         learning and make up for it (incremental quantisation, arXiv:1702.03044, by layers).
         """
-        plan = self.schedule
-        rates = self._rates()
-        freeze_at = self._freeze_steps()
-        numbers: list[torch.Tensor] = []
-        first, second = torch.zeros_like(self._parameters), torch.zeros_like(self._parameters)
-        update = torch.empty_like(self._parameters)
+        plan, depth = self.schedule, self.shape.depth
+        began = round(plan.steps * (1 - plan.finish))
+        coded: list[tuple[torch.Tensor, torch.Tensor]] = []
         for step in range(plan.steps):
-            while len(numbers) <= self.shape.depth and step >= freeze_at[len(numbers)]:
-                self._freeze(numbers, rates)
-            self._accumulate(step % self._slices, len(numbers))
-            first.lerp_(self._gradient, 1 - _BETA1)
-            second.mul_(_BETA2).addcmul_(self._gradient, self._gradient, value=1 - _BETA2)
-            torch.sqrt(second, out=update)
-            update.mul_(1 / math.sqrt(1 - _BETA2 ** (step + 1))).add_(_EPSILON)
-            torch.div(first, update, out=update)
-            factor = _cosine(step, plan.steps) / (1 - _BETA1 ** (step + 1))
-            self._parameters.addcmul_(update, rates, value=-factor)
-        while len(numbers) <= self.shape.depth:
-            self._freeze(numbers, rates)
-        return self._networks(torch.stack(numbers, 1))
+            while len(coded) < depth and step >= began + (plan.steps - began) * len(coded) / depth:
+                coded.append(self._freeze(len(coded)))
+            self._accumulate(step % self._slices, len(coded))
+            factor, start = self._factor(step, began), 0
+            for group in self._groups:
+                size = group.matrices.shape[1]
+                frozen = min(max(len(coded) - start, 0), size)
+                if frozen < size:
+                    group.step(step, factor * (plan.rate if start < depth else plan.output_rate), frozen)
+                start += size
+        while len(coded) < depth:
+            coded.append(self._freeze(len(coded)))
+        coded.append(self._freeze(depth))
+        return self._networks(coded)
 
-    def _freeze_steps(self) -> list[int]:
-        length = self.schedule.steps * self.schedule.finish
-        layers = self.shape.depth + 1
-        return [round(self.schedule.steps - length * (layers - i) / layers) for i in range(layers)]
+    def _factor(self, step: int, began: int) -> float:
+        """Of the learning rate: a cosine, then a line."""
+        if step >= began:
+            return _FINISH_RATE + (_LAST_RATE - _FINISH_RATE) * (step - began) / (self.schedule.steps - began)
+        fall = (1 + math.cos(math.pi * step / began)) / 2
+        return (_FINISH_RATE + (1 - _FINISH_RATE) * fall) * min(1.0, (step + 1) / _WARM_UP)
 
-    def _freeze(self, numbers: list[torch.Tensor], rates: torch.Tensor) -> None:
-        """Round the next layer to its quantisation step, whose number (N,) is appended, and stop it from learning."""
-        layer = len(numbers)
-        tensors = self._weights[layer]
-        largest = torch.maximum(*(tensor.abs().amax((1, 2)) for tensor in tensors))
+    def _freeze(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Round a layer: its step numbers (N,) and whole weights (N, outputs, inputs + 1)."""
+        weights, base = self._layers[layer], self._base[layer]
+        difference = weights - base
         # The first layer is small, and an error of its frequencies grows towards the region's edges: one bit more.
-        limit = min(_LIMIT, 2 ** (self.schedule.bits - (layer > 0)) - 1)
-        number = torch.ceil((torch.log2(largest / limit) + 24) * 8).clamp_(0, 255).long()
-        size = _step_sizes(number)[:, None, None]
-        for tensor in tensors:
-            tensor.div_(size).round_().clamp_(-_LIMIT, _LIMIT).mul_(size)
-        for rate in _views(rates, self.shape)[layer]:
-            rate.zero_()
-        numbers.append(number)
+        bits = self.schedule.bits + (layer == 0) - _DEVIATION_BITS
+        size = difference.square().mean((1, 2)).sqrt() * 2.0**-bits
+        size = torch.maximum(size, difference.abs().amax((1, 2)) / LIMIT)
+        numbers = torch.ceil((torch.log2(size) + 24) * 8).clamp_(0, 255).long()
+        size = torch.from_numpy(STEPS).to(self._device)[numbers]
+        whole = round_weights(weights, base, size, self._moments(layer))
+        self._layers[layer].copy_(whole * size[:, None, None] + base)
+        return numbers, whole
 
-    def _rates(self) -> torch.Tensor:
-        rates = torch.full((1, self.shape.parameters), self.schedule.rate, device=self._device)
-        for tensor in _views(rates, self.shape)[-1]:
-            tensor.fill_(self.schedule.output_rate)
-        return rates
+    def _moments(self, layer: int) -> torch.Tensor:
+        """Mean products of a layer's inputs and 1, (N, inputs + 1, inputs + 1), over some pixels."""
+        slices = min(self._slices, -(-_MOMENT_PIXELS // self._pixels))
+        total = torch.zeros(())
+        for index in range(slices):
+            at = slice(index * self._pixels, (index + 1) * self._pixels)
+            values = self._forward(self._positions[:, :, at], layer)
+            inputs = torch.cat([values, torch.ones_like(values[:, :1])], 1)
+            total = total.to(inputs) + inputs @ inputs.mT
+        return total / (slices * self._pixels)
 
-    def _accumulate(self, index: int, frozen: int = 0) -> None:
-        """Gradient of each network's mean squared error on one slice, into `self._gradient`, but for frozen layers."""
-        at = slice(index * self._pixels, (index + 1) * self._pixels)
-        positions = self._positions[:, :, at]
+    def _forward(self, positions: torch.Tensor, layers: int) -> torch.Tensor:
+        """Values after the first `layers` sine layers; slopes and values of each are kept."""
         values = positions
-        for (weights, biases), value, slope in zip(self._weights[:-1], self._values, self._slopes, strict=True):
-            torch.baddbmm(biases, weights, values, out=slope)
+        for matrix, value, slope in zip(self._layers[:layers], self._values, self._slopes, strict=False):
+            torch.baddbmm(matrix[:, :, -1:], matrix[:, :, :-1], values, out=slope)
             _sine_and_cosine(slope, value)
             values = value
-        weights, biases = self._weights[-1]
-        error = torch.baddbmm(biases, weights, values, out=self._error).sub_(self._targets[:, :, at])
+        return values
+
+    def _accumulate(self, index: int, frozen: int = 0) -> None:
+        """Gradient of each network's mean squared error on one slice, into the groups, but for frozen layers."""
+        at = slice(index * self._pixels, (index + 1) * self._pixels)
+        positions = self._positions[:, :, at]
+        values = self._forward(positions, self.shape.depth)
+        last = self._layers[-1]
+        error = torch.baddbmm(last[:, :, -1:], last[:, :, :-1], values, out=self._error).sub_(self._targets[:, :, at])
         back = error.mul_(2 / (3 * self._pixels))
         for layer in range(self.shape.depth, frozen - 1, -1):
             before = self._values[layer - 1] if layer else positions
-            weight_gradient, bias_gradient = self._weight_gradients[layer]
-            torch.bmm(back, before.transpose(1, 2), out=weight_gradient)
-            torch.sum(back, dim=2, keepdim=True, out=bias_gradient)
+            self._gradients[layer][:, :, :-1] = torch.bmm(back, before.mT)
+            self._gradients[layer][:, :, -1] = back.sum(2)
             if layer > frozen:
                 # The slope's buffer is free after this product, so it takes the next layer's error.
-                torch.bmm(self._weights[layer][0].transpose(1, 2), back, out=self._back)
+                torch.bmm(self._layers[layer][:, :, :-1].mT, back, out=self._back)
                 back = self._slopes[layer - 1].mul_(self._back)
 
-    def _spread(self, per_layer: torch.Tensor) -> torch.Tensor:
-        """(N, layers) repeated to (N, parameters)."""
-        counts = torch.tensor([(i + 1) * o for i, o in self.shape.layers], device=self._device)
-        return torch.repeat_interleave(per_layer, counts, dim=1)
-
-    def _networks(self, numbers: torch.Tensor) -> list[FittedNetwork]:
-        sizes = self._spread(_step_sizes(numbers))
-        weights = (self._parameters / sizes).round_().clamp_(-_LIMIT, _LIMIT).to(torch.int8).cpu().numpy()
-        steps = numbers.to(torch.uint8).cpu().numpy()
-        return [FittedNetwork(s, w) for s, w in zip(steps, weights, strict=True)]
+    def _networks(self, coded: list[tuple[torch.Tensor, torch.Tensor]]) -> list[FittedNetwork]:
+        steps = torch.stack([numbers for numbers, _ in coded], 1).to(torch.uint8).cpu().numpy()
+        parts = [p.flatten(1) for _, whole in coded for p in (whole[:, :, :-1], whole[:, :, -1])]
+        weights = torch.cat(parts, 1).to(torch.int8).cpu().numpy()
+        return [FittedNetwork(s, w, self.schedule.frequency) for s, w in zip(steps, weights, strict=True)]
 
 
-def _views(flat: torch.Tensor, shape: Shape) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Weights (N, outputs, inputs) and biases (N, outputs, 1) of every layer, as views into (N, parameters)."""
+def _matrices(flat: torch.Tensor, shape: Shape) -> list[torch.Tensor]:
+    """A matrix (outputs, inputs + 1) of every layer from (parameters,), weights before biases."""
     out, start = [], 0
     for inputs, outputs in shape.layers:
         middle, end = start + inputs * outputs, start + (inputs + 1) * outputs
-        out.append((flat[:, start:middle].view(-1, outputs, inputs), flat[:, middle:end].view(-1, outputs, 1)))
+        out.append(torch.cat([flat[start:middle].view(outputs, inputs), flat[middle:end].view(outputs, 1)], 1))
         start = end
     return out
-
-
-def _step_sizes(numbers: torch.Tensor) -> torch.Tensor:
-    return torch.from_numpy(STEPS).to(numbers.device)[numbers]
 
 
 def _sine_and_cosine(x: torch.Tensor, sine: torch.Tensor) -> None:
@@ -204,8 +200,3 @@ def _sine_and_cosine(x: torch.Tensor, sine: torch.Tensor) -> None:
     else:
         torch.sin(x, out=sine)
         x.cos_()
-
-
-def _cosine(step: int, steps: int) -> float:
-    decay = _LAST_RATE + (1 - _LAST_RATE) * (1 + math.cos(math.pi * step / steps)) / 2
-    return decay * min(1.0, (step + 1) / _WARM_UP)

@@ -20,7 +20,9 @@ class SirenParams(Config, frozen=True):
         Literal["fast", "reference"],
         Meta(description="`fast`: batched; `reference`: the published method, one network at a time, hours per image"),
     ] = "fast"
-    seed: Annotated[int, Meta(ge=0, le=2**31 - 1, description="Seed of initial weights and pixel order")] = 0
+    seed: Annotated[
+        int, Meta(ge=0, le=2**31 - 1, description="Seed of the pixel order; in `reference`, of initial weights")
+    ] = 0
     steps: Annotated[int, Meta(ge=1, description="Steps of a background network")] | None = None
     slice: (
         Annotated[int, Meta(ge=1, description="Pixels per step and background network; unset: a fortieth")] | None
@@ -33,7 +35,7 @@ class SirenParams(Config, frozen=True):
     target_db: Annotated[
         float, Meta(ge=10, le=50, description="Background PSNR that the fast profile sizes its networks for")
     ] = 27.0
-    bits: Annotated[int, Meta(ge=3, le=8, description="Bits of a weight before entropy coding")] = 7
+    bits: Annotated[float, Meta(ge=2, le=8, description="Bits that a coded weight takes, about")] = 6.0
 
     def __post_init__(self) -> None:
         """The four numbers that fix the background's networks are one choice."""

@@ -198,6 +198,11 @@ def payloads() -> dict[str, bytes]:
         "siren-empty-shape": coded(3, b"\x00\x00\x00"),
         "siren-huge-shape": coded(3, b"\xff\xff" + bytes(64)),
         "siren-cut": coded(3, b"\x03\x0a\x01"),
+        "siren-2-no-base": coded(3, b"\x03\x0a\x01", version=2),
+        "siren-2-cut": coded(3, b"\x03\x0a\x01\x8a" + bytes(7), version=2),
+        "siren-2-huge-grid": coded(3, b"\x10\x80\xff\x8a" + bytes(64), version=2),
+        "siren-2-table": coded(3, b"\x01\x01\x00\x8a" + bytes(2) + b"\xff\x00" + bytes(40), version=2),
+        "siren-2-stream-left": coded(3, b"\x01\x01\x00\x8a" + bytes(4) + b"\x00\x80\x00\x00" + bytes(40), version=2),
     }
 
 

@@ -1,6 +1,7 @@
 """The siren decoder against a plain one in float64, at any size and in any company; and hostile payloads."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,11 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fogline.common.errors import FormatError
-from fogline.common.images import siren
+from fogline.common.images import rans, siren
 from fogline.common.images.codec import Placement, codec_of
 from fogline.common.images.record import Layer, LayerKind
 from fogline.common.images.siren import SirenCodec
-from fogline.common.images.siren_payload import STEPS, Grid, Networks, Shape, pack, unpack
+from fogline.common.images.siren_base import base_weights
+from fogline.common.images.siren_payload import MAX_FREQUENCY, STEPS, Grid, Networks, Shape, pack, unpack
 from fogline.common.images.siren_tiles import tiles
 
 CPU = torch.device("cpu")
@@ -30,13 +32,15 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-def networks(depth: int = 2, width: int = 8, columns: int = 1, rows: int = 1, seed: int = 0) -> Networks:
+def networks(
+    depth: int = 2, width: int = 8, columns: int = 1, rows: int = 1, seed: int = 0, frequency: int = 0
+) -> Networks:
     rng = np.random.default_rng(seed)
     shape, grid = Shape(depth, width), Grid(columns, rows)
     weights = np.clip(np.round(rng.normal(0, 30, (grid.networks, shape.parameters))), -127, 127).astype(np.int8)
     sine = rng.integers(140, 160, (grid.networks, depth))
     steps = np.concatenate([sine, np.full((grid.networks, 1), 145)], axis=1).astype(np.uint8)
-    return Networks(shape, grid, steps, weights)
+    return Networks(shape, grid, steps, weights, frequency)
 
 
 def plainly(nets: Networks, place: Placement) -> np.ndarray:
@@ -51,10 +55,10 @@ def plainly(nets: Networks, place: Placement) -> np.ndarray:
             row = min(max(int(np.floor(v)), 0), nets.grid.rows - 1)
             network = row * nets.grid.columns + column
             value = np.array([2 * (u - column) - 1, 2 * (v - row) - 1])
-            start = 0
+            start, base = 0, base_weights(nets.shape, nets.frequency).astype(np.float64)
             for layer, (inputs, outputs) in enumerate(nets.shape.layers):
-                step = float(STEPS[nets.steps[network, layer]])
-                flat = nets.weights[network, start : start + (inputs + 1) * outputs].astype(np.float64) * step
+                step, at = float(STEPS[nets.steps[network, layer]]), slice(start, start + (inputs + 1) * outputs)
+                flat = nets.weights[network, at].astype(np.float64) * step + base[at]
                 value = flat[: inputs * outputs].reshape(outputs, inputs) @ value + flat[inputs * outputs :]
                 if layer < nets.shape.depth:
                     value = np.sin(value)
@@ -77,8 +81,11 @@ def render(nets: list[Networks], places: list[Placement], kind: LayerKind = Laye
 @pytest.mark.parametrize("kind", list(LayerKind))
 @pytest.mark.parametrize("size", [(12, 9), (31, 20)])
 @pytest.mark.parametrize("grid", [(1, 1), (3, 2)])
-def test_renders_what_the_weights_say(kind: LayerKind, size: tuple[int, int], grid: tuple[int, int]) -> None:
-    nets, place = networks(3, 10, *grid), Placement(0, 0, *size, WHOLE)
+@pytest.mark.parametrize("frequency", [0, 9])
+def test_renders_what_the_weights_say(
+    kind: LayerKind, size: tuple[int, int], grid: tuple[int, int], frequency: int
+) -> None:
+    nets, place = networks(3, 10, *grid, frequency=frequency), Placement(0, 0, *size, WHOLE)
     want = expected(nets, kind, place)
     assert want.std() > 0.05
     np.testing.assert_allclose(render([nets], [place], kind)[0], want, atol=1e-4)
@@ -98,7 +105,8 @@ def test_a_source_beyond_the_region_continues_the_edge_networks() -> None:
 
 def test_a_mix_of_shapes_and_sizes_decodes_as_one_by_one() -> None:
     nets = [networks(2, 8), networks(3, 10, 3, 2, seed=1), networks(2, 8, seed=2), networks(1, 5, seed=3)]
-    places = [Placement(0, 0, w, h, WHOLE) for w, h in ((33, 20), (33, 20), (7, 50), (1, 1))]
+    nets.append(networks(2, 8, frequency=10))
+    places = [Placement(0, 0, w, h, WHOLE) for w, h in ((33, 20), (33, 20), (7, 50), (1, 1), (33, 20))]
     together = render(nets, places)
     for one, net, place in zip(together, nets, places, strict=True):
         np.testing.assert_allclose(one, render([net], [place])[0], atol=1e-5)
@@ -158,20 +166,72 @@ def test_tiles_cover_every_pixel_once(w: int, h: int, columns: int, rows: int, l
 
 
 @settings(max_examples=30, deadline=None)
-@given(st.integers(1, 5), st.integers(1, 20), st.integers(1, 4), st.integers(1, 3), st.integers(0, 99))
-def test_payload_round_trip(depth: int, width: int, columns: int, rows: int, seed: int) -> None:
-    nets = networks(depth, width, columns, rows, seed)
+@given(
+    st.integers(1, 5), st.integers(1, 20), st.integers(1, 4), st.integers(1, 3), st.integers(0, 99),
+    st.integers(0, MAX_FREQUENCY), st.booleans(),
+)  # fmt: skip
+def test_payload_round_trip(
+    depth: int, width: int, columns: int, rows: int, seed: int, frequency: int, common: bool
+) -> None:
+    nets = networks(depth, width, columns, rows, seed, frequency)
+    if common:
+        nets = replace(nets, steps=np.repeat(nets.steps[:1], nets.grid.networks, axis=0))
     again = unpack(pack(nets))
-    assert (again.shape, again.grid) == (nets.shape, nets.grid)
+    assert (again.shape, again.grid, again.frequency) == (nets.shape, nets.grid, nets.frequency)
     np.testing.assert_array_equal(again.steps, nets.steps)
     np.testing.assert_array_equal(again.weights, nets.weights)
 
 
+def test_step_numbers_that_all_networks_share_are_written_once() -> None:
+    nets = networks(2, 8, 4, 3)
+    same = replace(nets, steps=np.repeat(nets.steps[:1], 12, axis=0))
+    assert len(pack(nets)) - len(pack(same)) == 11 * 3
+
+
+def packed_in_version_1(nets: Networks) -> bytes:
+    """As the first version's writer did: inputs before outputs, a table for weights and one for biases, no base."""
+    runs, start = [], 0
+    for inputs, outputs in nets.shape.layers:
+        middle, end = start + inputs * outputs, start + (inputs + 1) * outputs
+        turned = nets.weights[:, start:middle].reshape(-1, outputs, inputs).transpose(0, 2, 1)
+        runs += [(rans.best_table(part), part) for part in (turned.ravel(), nets.weights[:, middle:end].ravel())]
+        start = end
+    head = bytes([nets.shape.depth, nets.shape.width, nets.grid.columns - 1 << 4 | nets.grid.rows - 1])
+    return head + nets.steps.tobytes() + bytes(table for table, _ in runs) + rans.encode(runs)
+
+
+def test_version_1_still_decodes() -> None:
+    nets = networks(3, 10, 3, 2)
+    payload = packed_in_version_1(nets)
+    prepared = codec_of(3, 1).prepare(Layer(LayerKind.BACKGROUND, 3, 1, (0, 0, 9, 9), 1.0, payload), {})
+    np.testing.assert_array_equal(prepared.weights, nets.weights)
+    place = Placement(0, 0, 12, 9, WHOLE)
+    np.testing.assert_array_equal(render([prepared], [place])[0], render([nets], [place])[0])
+    for wrong in (*(payload[:n] for n in range(len(payload))), payload + b"\0"):
+        with pytest.raises(FormatError):
+            unpack(wrong, 1)
+
+
+def test_the_base_is_the_same_everywhere() -> None:
+    """SplitMix64 once more, in Python's own integers; another base would turn every record into noise."""
+    shape, mask = Shape(2, 3), (1 << 64) - 1
+    base = base_weights(shape, 12)
+    bounds = [12.0] * 6 + [np.pi] * 3 + [2**0.5] * 12 + [2**0.5 / 30] * 9 + [0.0] * 3
+    assert len(base) == len(bounds) == shape.parameters
+    for index, bound in enumerate(bounds):
+        z = (300_000 + index + 1) * 0x9E3779B97F4A7C15 & mask
+        z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9 & mask
+        z = (z ^ z >> 27) * 0x94D049BB133111EB & mask
+        uniform = ((z ^ z >> 31) >> 40) / 2**23 - 1
+        assert base[index] == np.float32(uniform) * np.float32(bound)
+    assert not base_weights(shape, 0).any()
+
+
 def test_it_is_registered() -> None:
-    codec = codec_of(3, 1)
+    codec = codec_of(3, 2)
     assert (codec.name, codec.additive) == ("siren", True)
     payload = pack(networks())
-    prepared = codec.prepare(Layer(LayerKind.OBJECT, 3, 1, (0, 0, 4, 4), 1.0, payload), {})
+    prepared = codec.prepare(Layer(LayerKind.OBJECT, 3, 2, (0, 0, 4, 4), 1.0, payload), {})
     assert prepared.weights.dtype == np.int8
 
 
@@ -198,10 +258,10 @@ def test_impossible_headers_are_refused_before_allocation(head: bytes, message: 
         unpack(head + bytes(40))
 
 
-@given(st.binary(max_size=300))
-def test_random_payloads_render_or_are_refused(data: bytes) -> None:
+@given(st.binary(max_size=300), st.integers(1, 2))
+def test_random_payloads_render_or_are_refused(data: bytes, version: int) -> None:
     try:
-        nets = unpack(data)
+        nets = unpack(data, version)
     except FormatError:
         return
     assert np.isfinite(render([nets], [Placement(0, 0, 5, 5, WHOLE)])[0]).all()

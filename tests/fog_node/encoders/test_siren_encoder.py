@@ -17,6 +17,7 @@ from fogline.fog_node.encoders.siren_batches import Signal
 from fogline.fog_node.encoders.siren_fit import BatchFit, Schedule, pixel_order
 from fogline.fog_node.encoders.siren_params import siren_params
 from fogline.fog_node.encoders.siren_reference import fit_reference
+from fogline.fog_node.encoders.siren_rounding import round_weights
 from fogline.fog_node.encoders.siren_shapes import background_networks, coefficients_for
 
 CPU = torch.device("cpu")
@@ -93,9 +94,9 @@ def test_more_steps_are_better() -> None:
 
 
 def test_the_loop_is_closed_over_the_quantised_background(monkeypatch: pytest.MonkeyPatch) -> None:
-    """At 5 bits the decoded background is far from a fine one; an object fitted to the latter corrects wrongly."""
+    """At 3 bits the decoded background is far from a fine one; an object fitted to the latter corrects wrongly."""
     source = picture(box=(12, 8, 7, 7))
-    params = {"width": 12, "bits": 5, "steps": 200, "object_steps": 400}
+    params = {"width": 12, "bits": 3, "steps": 200, "object_steps": 400}
     original = in_box(source.pixels / 255, source)
     closed = decode(encoder(**params).encode([source])[0], (48, 36))[1]
 
@@ -200,20 +201,68 @@ def test_no_image_is_an_empty_batch() -> None:
 
 def test_the_gradient_is_autograds() -> None:
     torch.manual_seed(0)
-    shape, schedule = Shape(3, 7), Schedule(10, 32, 0.1, 0.01, 10.0, 0.2, 8)
     positions, targets = torch.rand(4, 2, 64) * 2 - 1, torch.rand(4, 3, 64) * 2 - 1
-    fit = BatchFit(shape, positions, targets, schedule, 0)
-    fit._parameters.add_(torch.randn_like(fit._parameters) * 0.05)
-    layers = [(w.clone().requires_grad_(), b.clone().requires_grad_()) for w, b in fit._weights]
+    fit = BatchFit(Shape(3, 7), positions, targets, Schedule(10, 32, 0.1, 0.01, 10, 0.2, 8))
+    for group in fit._groups:
+        group.matrices.add_(torch.randn_like(group.matrices) * 0.05)
+    layers = [matrix.clone().requires_grad_() for matrix in fit._layers]
     values = positions[:, :, 32:]
-    for weights, biases in layers[:-1]:
-        values = torch.sin(weights @ values + biases)
-    loss = ((layers[-1][0] @ values + layers[-1][1] - targets[:, :, 32:]) ** 2).mean((1, 2)).sum()
+    for matrix in layers[:-1]:
+        values = torch.sin(matrix[:, :, :-1] @ values + matrix[:, :, -1:])
+    loss = ((layers[-1][:, :, :-1] @ values + layers[-1][:, :, -1:] - targets[:, :, 32:]) ** 2).mean((1, 2)).sum()
     loss.backward()
     fit._accumulate(1)
-    for (weights, biases), (dw, db) in zip(layers, fit._weight_gradients, strict=True):
-        torch.testing.assert_close(dw, weights.grad, atol=1e-5, rtol=1e-3)
-        torch.testing.assert_close(db, biases.grad, atol=1e-5, rtol=1e-3)
+    for matrix, gradient in zip(layers, fit._gradients, strict=True):
+        torch.testing.assert_close(gradient, matrix.grad, atol=1e-5, rtol=1e-3)
+
+
+def test_networks_of_one_layer_can_be_fitted() -> None:
+    source = picture()
+    few, many = (encoder(depth=1, steps=n).encode([source])[0] for n in (10, 300))
+    original = source.pixels / 255
+    assert psnr(decode(many, (48, 36))[0], original) > psnr(decode(few, (48, 36))[0], original) + 2
+
+
+def test_deep_networks_learn_more_in_the_eigenbasis() -> None:
+    ys, xs = (np.linspace(-1, 1, n, dtype=np.float32) for n in (36, 48))
+    pixels = picture().pixels
+    signal = Signal(Shape(6, 16), xs, ys, (pixels / np.float32(127.5) - 1).reshape(-1, 3))
+    at, values = (torch.from_numpy(a.T[None].copy()) for a in (signal.positions, signal.targets))
+    errors = []
+    for precondition in (False, True):
+        schedule = Schedule(300, 432, 0.03, 0.004, 15, 0.3, 8, precondition)
+        fit = BatchFit(signal.shape, at, values, schedule)
+        fit.run()
+        last, hidden = fit._layers[-1], fit._forward(at[:, :, :432], 6)
+        errors.append(float((last[:, :, :-1] @ hidden + last[:, :, -1:] - values[:, :, :432]).square().mean()))
+    assert errors[1] < errors[0] * 0.9
+
+
+def test_rounding_a_layer_spares_what_it_does_to_its_inputs() -> None:
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.randn(2, 3, 500, generator=generator).repeat(1, 4, 1)  # twelve, of which three are independent
+    inputs = inputs + 0.1 * torch.randn(inputs.shape, generator=generator)
+    weights, base = torch.randn(2, 5, 12, generator=generator), torch.randn(5, 12, generator=generator)
+    step = torch.tensor([0.3, 0.5])
+    whole = round_weights(weights, base, step, inputs @ inputs.mT / 500)
+    assert torch.equal(whole, whole.round())
+    plain = ((weights - base) / step[:, None, None]).round()
+    spared, lost = (((w * step[:, None, None] + base - weights) @ inputs).square().mean((1, 2)) for w in (whole, plain))
+    assert (spared < lost / 2).all()
+
+
+def test_weights_beyond_a_byte_are_clamped() -> None:
+    weights, moments = torch.full((1, 2, 3), 1000.0), torch.eye(3)[None]
+    whole = round_weights(weights, torch.zeros(2, 3), torch.tensor([0.1]), moments)
+    assert whole.abs().max() == 127
+
+
+@pytest.mark.parametrize("bits", [4.0, 6.0])
+def test_a_coded_weight_takes_about_the_bits_that_were_asked_for(bits: float) -> None:
+    (image,) = encoder(width=16, bits=bits).encode([picture()])
+    nets = unpack(image.layers[0].payload)
+    taken = len(image.layers[0].payload) * 8 / (nets.grid.networks * nets.shape.parameters)
+    assert bits - 1 < taken < bits + 0.7
 
 
 def test_every_pixel_is_visited() -> None:
