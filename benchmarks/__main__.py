@@ -20,6 +20,7 @@ BENCHMARKS = {
     "loader": "tracking",
     "image_codecs": "tracking",
     "uplink": "tracking",
+    "auto_choice": "tracking",
 }
 
 

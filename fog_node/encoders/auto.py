@@ -21,6 +21,8 @@ from fogline.fog_node.encoders.rendering import record_bytes
 from fogline.fog_node.encoders.trial import Limits, Trial, judge, run_trial
 
 SAMPLE = 3  # frames of a trial
+RUN = 8  # of a stateful codec's, one after the other
+LASTS = 4  # a blob of shared state that outlasts a trial is expected to last for so many times its frames
 SOON = 8  # images after which a trial on fewer frames than that is repeated
 SETTLE = 32  # images between trials at least, however much a camera's frames change
 REST = 8  # trials in which a candidate that was dropped is left out
@@ -46,6 +48,23 @@ class _Camera:
     drifted: bool = False
     checked: int = 0
     record_bytes: int = 0
+    lifetimes: dict[str, float] = field(default_factory=dict)  # images to a blob of shared state, as seen in use
+    job: _Job | None = None  # since its last change:
+    job_images: int = 0
+    blobs: set[bytes] = field(default_factory=set)
+
+    def use(self, job: _Job) -> None:
+        """What its images are encoded with from now on."""
+        if job != self.job:
+            self.job, self.job_images, self.blobs = job, 0, set()
+
+    def book(self, encoded: Sequence[EncodedImage]) -> None:
+        """Find out how long a blob of shared state lasts: a trial is too short for that."""
+        self.job_images += len(encoded)
+        self.blobs.update(state.digest for image in encoded for state in image.shared)
+        if self.job is not None and self.blobs and self.job_images >= CHECK:
+            lasts, expected = self.job_images / len(self.blobs), self.lifetimes.get(self.job.codec, 0.0)
+            self.lifetimes[self.job.codec] = lasts if len(self.blobs) > 1 else max(LASTS * lasts, expected)
 
     def due(self, frames: Sequence[SourceImage], every: int) -> bool:
         """Whether the candidates are to be tried on these frames."""
@@ -89,7 +108,9 @@ class AutoEncoder(ImageEncoder):
             groups.setdefault((image.camera, width, height), []).append(index)
         jobs: dict[_Job, list[int]] = {}
         for key, indices in groups.items():
-            jobs.setdefault(self._job(key, [images[i] for i in indices]), []).extend(indices)
+            job = self._job(key, [images[i] for i in indices])
+            self._cameras[key].use(job)
+            jobs.setdefault(job, []).extend(indices)
         out: dict[int, EncodedImage] = {}
         for job, indices in jobs.items():
             indices.sort()
@@ -119,22 +140,26 @@ class AutoEncoder(ImageEncoder):
 
     def _try(self, camera: _Camera, frames: Sequence[SourceImage]) -> None:
         began = time.perf_counter()
-        limits = Limits(self._params.max_encode_s, self._params.every)
         trials: dict[str, Trial] = {}
         dropped: dict[str, str] = {}
         for one in self._candidates:
             if one.codec in camera.dropped and camera.rounds % REST:
                 dropped[one.codec] = camera.dropped[one.codec]
                 continue
+            taken = sample_of(frames, one)
+            lasts = camera.lifetimes.get(one.codec, min(LASTS * len(taken), self._params.every))
+            limits = Limits(self._params.max_encode_s, lasts)
             before = camera.trials.get(one.codec)
             start = None if before is None else before.rungs
-            found = run_trial(one, sample_of(frames, one), self._params.goal, limits, self._device, start)
+            found = run_trial(one, taken, self._params.goal, limits, self._device, start)
             if isinstance(found, Trial):
                 trials[one.codec] = found
             else:
                 dropped[one.codec] = found.reason
         camera.trials, camera.dropped = trials, dropped
         camera.rounds += 1
+        if camera.rounds % REST == 0:
+            camera.lifetimes.clear()  # of another scene perhaps
         camera.sample = min(SAMPLE, len(frames))
         camera.images = camera.checked = camera.record_bytes = 0
         camera.drifted = False
@@ -180,13 +205,16 @@ class AutoEncoder(ImageEncoder):
 
     def _watch(self, camera: _Camera, frames: Sequence[SourceImage], encoded: Sequence[EncodedImage]) -> None:
         """Count, and look now and then whether the trial's figures still hold."""
+        camera.book(encoded)
         camera.images += len(frames)
         camera.checked += len(frames)
         camera.record_bytes += sum(record_bytes(frame, image) for frame, image in zip(frames, encoded, strict=True))
         if camera.decision is None or camera.checked < CHECK:
             return
         figures, goal = camera.trials[camera.decision.codec].figures, self._params.goal
-        ratio = camera.record_bytes / camera.checked / figures.record_bytes
+        lasts = min(figures.shared_frames, camera.lifetimes.get(figures.codec, figures.shared_frames))
+        delivered = camera.record_bytes / camera.checked + figures.shared_bytes / lasts
+        ratio = delivered / figures.delivered_bytes
         camera.checked = camera.record_bytes = 0
         shared = {state.digest: state.data for state in encoded[-1].shared}
         now = judge(frames[-1:], encoded[-1:], shared, self._device)
@@ -223,7 +251,10 @@ class _Job:
 
 def sample_of(frames: Sequence[SourceImage], candidate: Candidate) -> list[SourceImage]:
     """The frames of a trial, those with boxes preferred: spread out, or one after the other for a stateful codec."""
+    if candidate.stateful:
+        first = next((i for i, frame in enumerate(frames) if frame.boxes), 0)
+        return list(frames[first : first + RUN])
     usable = [frame for frame in frames if frame.boxes] or list(frames)
-    if candidate.stateful or len(usable) <= SAMPLE:
-        return usable[:SAMPLE]
+    if len(usable) <= SAMPLE:
+        return usable
     return [usable[round(i * (len(usable) - 1) / (SAMPLE - 1))] for i in range(SAMPLE)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from fogline.common.images import quality
 from fogline.common.images.codec import EncodedImage, SourceImage
@@ -14,6 +14,9 @@ from fogline.common.images.quality import Quality
 from fogline.fog_node.encoders.candidates import Candidate, Rungs
 from fogline.fog_node.encoders.ladder import LadderSearch
 from fogline.fog_node.encoders.rendering import record_bytes, render
+
+REPEATS = 2  # of a short measurement, for its times
+SHORT_S = 0.5
 
 log = logging.getLogger(__name__)
 
@@ -28,10 +31,10 @@ class Trial:
 
 @dataclass(frozen=True)
 class Limits:
-    """What a trial may take, and over how many images shared state is expected to be spread."""
+    """What a trial may take, and over how many images a blob of shared state that outlasts it should be spread."""
 
     encode_s: float  # for one image
-    shared_frames: int
+    shared_frames: float
 
 
 def run_trial(
@@ -65,7 +68,7 @@ def _search(
     while True:
         rungs = (background.rung, objects.rung)
         if rungs in tried:
-            return Trial(tried[rungs], rungs)
+            return Trial(_timed_again(candidate, rungs, frames, tried[rungs], device), rungs)
         figures = tried[rungs] = measure(candidate, rungs, frames, limits.shared_frames, device)
         slow = slow + 1 if figures.encode_s > limits.encode_s else 0
         if slow == 2:
@@ -83,10 +86,27 @@ def _search(
             objects.tell(figures.object_db >= goal.object_db)
 
 
-def measure(
-    candidate: Candidate, rungs: Rungs, frames: Sequence[SourceImage], shared_frames: int, device: str = "cpu"
+def _timed_again(
+    candidate: Candidate, rungs: Rungs, frames: Sequence[SourceImage], figures: Figures, device: str
 ) -> Figures:
-    """Encode and decode frames of one size with a fresh encoder. Raises what the codec raises."""
+    """The same figures with the least times of a few runs: on a busy host one run may take many times what it needs."""
+    for _ in range(REPEATS if figures.encode_s * len(frames) < SHORT_S else 0):
+        again = measure(candidate, rungs, frames, 1, device)
+        figures = replace(
+            figures,
+            encode_s=min(figures.encode_s, again.encode_s),
+            decode_s=min(figures.decode_s or 0.0, again.decode_s or 0.0),
+        )
+    return figures
+
+
+def measure(
+    candidate: Candidate, rungs: Rungs, frames: Sequence[SourceImage], shared_frames: float, device: str = "cpu"
+) -> Figures:
+    """Encode and decode frames of one size with a fresh encoder. Raises what the codec raises.
+
+    Where the frames needed several blobs of shared state, one after the other, they show themselves how long one lasts.
+    """
     from fogline.fog_node.encoders import build_encoder
 
     params = candidate.params(rungs)
@@ -107,8 +127,8 @@ def measure(
         background_db=found.background,
         object_db=found.object,
         decode_s=(time.perf_counter() - began) / len(frames),
-        shared_bytes=float(sum(map(len, shared.values()))),
-        shared_frames=float(shared_frames),
+        shared_bytes=sum(map(len, shared.values())) / max(1, len(shared)),
+        shared_frames=len(frames) / len(shared) if len(shared) > 1 else shared_frames,
     )
 
 

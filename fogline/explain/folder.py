@@ -15,8 +15,11 @@ from fogline.common.images.forms import Form, Qualities
 from fogline.common.images.jpeg import decode_jpeg, resize
 from fogline.common.images.planning import Dropped, Figures, Goal
 from fogline.common.images.sizes import coded_size
+from fogline.fog_node.encoders.auto import LASTS
 from fogline.fog_node.encoders.candidates import Candidate
 from fogline.fog_node.encoders.trial import Limits, Trial, run_trial
+
+RUN = 24  # frames that a stateful codec is tried on, at least
 
 
 @dataclass(frozen=True)
@@ -45,9 +48,10 @@ def measure(
     device: str,
     tell: Callable[[str], object],
 ) -> Measured:
-    """Try the candidates on `frames` frames, spread over the sequence, or one after the other for a stateful codec.
+    """Try the candidates on `frames` frames: spread over the sequence, or its first ones for a stateful codec.
 
-    Shared state is spread over all frames of the sequence. Raises InputError when a frame can't be read.
+    Shared state that outlasts the frames it was tried on is expected to last `LASTS` times as long. Raises InputError
+    when a frame can't be read.
     """
     sizes = Counter(coded_size(frame.width, frame.height, width) for frame in sequence.frames)
     size = sizes.most_common(1)[0][0]
@@ -58,8 +62,10 @@ def measure(
     figures, dropped = [], []
     for candidate in candidates:
         tell(f"{sequence.name}: {candidate.codec}")
-        taken = [_load(f, sequence.name, size) for f in usable[:frames]] if candidate.stateful else spread_out
-        found = run_trial(candidate, taken, goal, Limits(max_encode_s, len(usable)), device)
+        taken = spread_out
+        if candidate.stateful:
+            taken = [_load(frame, sequence.name, size) for frame in usable[: max(frames, RUN)]]
+        found = run_trial(candidate, taken, goal, Limits(max_encode_s, min(LASTS * len(taken), len(usable))), device)
         if isinstance(found, Trial):
             figures.append(found.figures)
         else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -13,10 +14,11 @@ from PIL import Image
 from fogline.common.errors import ConfigError
 from fogline.common.images.codec import EncodedImage, ImageEncoder, SourceImage
 from fogline.common.images.planning import Choice, Dropped, Goal, Situation
+from fogline.common.images.record import SharedState
 from fogline.fog_node import encoders
 from fogline.fog_node.encoders import auto as auto_module
 from fogline.fog_node.encoders import build_encoder
-from fogline.fog_node.encoders.auto import SAMPLE, SETTLE, AutoEncoder
+from fogline.fog_node.encoders.auto import LASTS, RUN, SAMPLE, SETTLE, AutoEncoder
 from fogline.fog_node.encoders.candidates import CANDIDATES
 from fogline.fog_node.encoders.rendering import render
 from fogline.fog_node.encoders.trial import Limits, Trial, run_trial
@@ -299,6 +301,70 @@ def test_nothing_works_and_images_are_encoded_all_the_same(monkeypatch: pytest.M
     encoder = auto(max_encode_s=1e-9)
     assert codecs(encoder.encode(frames(3))) == {JPEG2}
     assert encoder.news()[0] == []
+
+
+class Referring(ImageEncoder):
+    """Another encoder whose frames need a blob, as those of a stateful codec do; one lasts for so many frames."""
+
+    def __init__(self, inner: ImageEncoder, lasts: int, size: int) -> None:
+        self.inner, self.lasts, self.size, self.seen = inner, lasts, size, 0
+
+    def encode(self, images: Sequence[SourceImage]) -> list[EncodedImage]:
+        out = []
+        for image in self.inner.encode(images):
+            data = (self.seen // self.lasts).to_bytes(4, "big") * (self.size // 4)
+            out.append(replace(image, shared=(SharedState(hashlib.sha256(data).digest(), data),)))
+            self.seen += 1
+        return out
+
+
+def refer(monkeypatch: pytest.MonkeyPatch, lasts: int, size: int) -> None:
+    """Make `avif2` a stateful codec with a blob of this size."""
+    real = encoders.build_encoder
+
+    def build(codec: str, params: Mapping[str, Any], device: str = "cpu") -> ImageEncoder:
+        encoder = real(codec, params, device)
+        return Referring(encoder, lasts, size) if codec == "avif2" else encoder
+
+    monkeypatch.setattr(encoders, "build_encoder", build)
+    monkeypatch.setitem(CANDIDATES, "avif2", replace(CANDIDATES["avif2"], stateful=True))
+
+
+def test_shared_state_that_lasts_is_spread_over_the_frames_it_serves(monkeypatch: pytest.MonkeyPatch) -> None:
+    refer(monkeypatch, lasts=10_000, size=4000)
+    encoder = auto()
+    assert codecs(encoder.encode(frames(10))) == {AVIF2}
+    ((choice,), _) = encoder.news()
+    figures = next(one.figures for one in choice.decision.weighed if one.figures.codec == "avif2")
+    assert figures.frames == RUN  # one after the other
+    assert (figures.shared_bytes, figures.shared_frames) == (4000, LASTS * RUN)
+    assert figures.delivered_bytes == figures.record_bytes + 4000 / (LASTS * RUN)
+    for _ in range(12):
+        encoded = encoder.encode(frames(8))
+    assert codecs(encoded) == {AVIF2}
+    assert encoder.news() == ([], 0.0)
+
+
+def test_shared_state_that_does_not_last_is_found_out_in_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    refer(monkeypatch, lasts=RUN, size=16_000)  # just as long as a trial
+    encoder = auto()
+    assert codecs(encoder.encode(frames(8))) == {AVIF2}
+    for _ in range(SETTLE // 8 + 1):
+        encoded = encoder.encode(frames(8))
+    assert codecs(encoded) == {JPEG2}
+    choice = encoder.news()[0][-1]
+    figures = next(one.figures for one in choice.decision.weighed if one.figures.codec == "avif2")
+    assert figures.shared_frames == pytest.approx(RUN, rel=0.3)
+    for _ in range(8):
+        encoded = encoder.encode(frames(8))
+    assert codecs(encoded) == {JPEG2}  # it is remembered, and does not come and go
+
+
+def test_shared_state_that_changes_within_a_trial_is_charged_as_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    refer(monkeypatch, lasts=2, size=4000)
+    trial = run_trial(CANDIDATES["avif2"], frames(8), Goal(), LIMITS)
+    assert isinstance(trial, Trial)
+    assert (trial.figures.shared_bytes, trial.figures.shared_frames) == (4000, 2)
 
 
 @pytest.mark.parametrize(
