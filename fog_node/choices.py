@@ -24,6 +24,7 @@ class Choices:
     def __init__(self, store: Store, audience: Audience, metrics: FogMetrics) -> None:
         self._store, self._audience, self._metrics = store, audience, metrics
         self._codecs: OrderedDict[tuple[str, int, int], str] = OrderedDict()
+        self._show()
 
     async def situation(self, batch: Batch) -> Situation:
         """Receivers of every camera in the batch, and the links."""
@@ -51,6 +52,9 @@ class Choices:
         self._codecs[choice.camera, choice.width, choice.height] = choice.decision.codec
         if len(self._codecs) > MAX_CAMERAS:
             self._codecs.popitem(last=False)
+        self._show()
+
+    def _show(self) -> None:
         counts = Counter(self._codecs.values())
         for codec in CANDIDATES:
             self._metrics.auto_cameras.labels(codec).set(counts[codec])

@@ -17,8 +17,8 @@ from pathlib import Path
 from fogline.common.data.load import load_sequence
 from fogline.common.data.sequence import AnnotatedSequence
 from fogline.common.errors import ConfigError, InputError
+from fogline.common.images.communication import Place, traffic_of
 from fogline.common.images.forms import Form
-from fogline.common.images.place import Place, traffic_of
 from fogline.common.images.planning import Link, decide
 from fogline.explain import quantities
 from fogline.explain.document import Explained, document

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fogline.common.images.place import Place, Traffic
+from fogline.common.images.communication import Place, Traffic
 from fogline.common.images.planning import DEFAULT_RATE_BIT_S, Decision, Weighed
 
 SCHEMA = 1

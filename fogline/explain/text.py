@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from fogline.common.images.place import Place, Traffic
+from fogline.common.images.communication import Place, Traffic
 from fogline.common.images.planning import DEFAULT_RATE_BIT_S, Weighed
 from fogline.explain.document import Explained, upload_s
 

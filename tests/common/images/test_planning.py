@@ -10,7 +10,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from fogline.common.images.place import Place, traffic_of
+from fogline.common.images.communication import Place, traffic_of
 from fogline.common.images.planning import (
     DEFAULT_RATE_BIT_S,
     MARGIN,
