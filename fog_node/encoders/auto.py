@@ -7,18 +7,22 @@ its frames; the planner chooses among the figures, and chooses again, without a 
 from __future__ import annotations
 
 import json
+import logging
 import time
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from fogline.common.errors import FormatError
 from fogline.common.images.codec import EncodedImage, ImageEncoder, SourceImage
 from fogline.common.images.planning import Choice, Decision, Dropped, Link, Situation, decide
 from fogline.fog_node.encoders.auto_params import AutoParams
 from fogline.fog_node.encoders.candidates import CANDIDATES, Candidate, chosen, suited
 from fogline.fog_node.encoders.rendering import record_bytes
 from fogline.fog_node.encoders.trial import Limits, Trial, judge, run_trial
+
+log = logging.getLogger(__name__)
 
 SAMPLE = 3  # frames of a trial
 RUN = 8  # of a stateful codec's, one after the other
@@ -31,6 +35,7 @@ DRIFT_DB = 1.0  # a check this far below what the trial promised calls for anoth
 DRIFT_BYTES = 1.5  # so do records this many times larger or smaller
 MAX_CAMERAS = 1024  # remembered at once; names come from strangers
 MAX_ENCODERS = 256
+MAX_BLOBS = 64  # counted before it begins anew
 
 Key = tuple[str, int, int]  # camera, coded width and height: at another size a camera is judged anew
 
@@ -65,6 +70,8 @@ class _Camera:
         if self.job is not None and self.blobs and self.job_images >= CHECK:
             lasts, expected = self.job_images / len(self.blobs), self.lifetimes.get(self.job.codec, 0.0)
             self.lifetimes[self.job.codec] = lasts if len(self.blobs) > 1 else max(LASTS * lasts, expected)
+            if len(self.blobs) > MAX_BLOBS:
+                self.job_images, self.blobs = 0, set()
 
     def due(self, frames: Sequence[SourceImage], every: int) -> bool:
         """Whether the candidates are to be tried on these frames."""
@@ -208,7 +215,7 @@ class AutoEncoder(ImageEncoder):
         camera.book(encoded)
         camera.images += len(frames)
         camera.checked += len(frames)
-        camera.record_bytes += sum(record_bytes(frame, image) for frame, image in zip(frames, encoded, strict=True))
+        camera.record_bytes += sum(_size(frame, image) for frame, image in zip(frames, encoded, strict=True))
         if camera.decision is None or camera.checked < CHECK:
             return
         figures, goal = camera.trials[camera.decision.codec].figures, self._params.goal
@@ -217,7 +224,12 @@ class AutoEncoder(ImageEncoder):
         ratio = delivered / figures.delivered_bytes
         camera.checked = camera.record_bytes = 0
         shared = {state.digest: state.data for state in encoded[-1].shared}
-        now = judge(frames[-1:], encoded[-1:], shared, self._device)
+        try:
+            now = judge(frames[-1:], encoded[-1:], shared, self._device)
+        except FormatError as error:
+            log.error("a record of %s can't be decoded: %s; trying the codecs anew", figures.codec, error)
+            camera.drifted = True
+            return
         pairs = (
             (now.background, figures.background_db, goal.background_db),
             (now.object, figures.object_db, goal.object_db),
@@ -247,6 +259,13 @@ class _Job:
         from fogline.fog_node.encoders import build_encoder
 
         return build_encoder(self.codec, json.loads(self.params), device)
+
+
+def _size(frame: SourceImage, image: EncodedImage) -> int:
+    try:
+        return record_bytes(frame, image)
+    except FormatError:  # whoever makes the record will say so, of this image alone
+        return sum(len(layer.payload) for layer in image.layers)
 
 
 def sample_of(frames: Sequence[SourceImage], candidate: Candidate) -> list[SourceImage]:
