@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from fogline.compare.run import Tell
 
 DEFAULT_CODECS = "avif2,jpeg2,siren"
+REFERENCE = "avif2"  # what bytes at equal quality are relative to
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -74,6 +75,8 @@ def run(arguments: argparse.Namespace) -> int:
         sequences = [part[0] for part in parts]
         task = make_task(sequences, [p[1] for p in parts], arguments.width, arguments.steps, arguments.seeds)
         estimate_s(task, 1 + sum(len(ladder(codec).middle()) for codec in codecs), tell)
+    if REFERENCE not in codecs:
+        tell.line(f"no table at equal quality: add {REFERENCE} to --codecs for it")
     loaded: list[Folder] = []
     for sequence, path in zip(sequences, arguments.folders, strict=True):
 
@@ -85,8 +88,10 @@ def run(arguments: argparse.Namespace) -> int:
         results.folders.append(Summary.of(folder))
         found = list(run.run(folder, codecs, arguments.device, tell, task.size if task else None))
         results.points += found
-        if "avif2" in codecs and (compared := equal.compare(found, "avif2", arguments.object_db)):
+        if compared := equal.compare(found, REFERENCE, arguments.object_db):
             results.equal.append(compared)
+        elif REFERENCE in codecs:
+            tell.line(f"{folder.name}: no table at equal quality: {REFERENCE} has no such objects, or no background")
         loaded += [folder] if task else []
     if task:
         results.training = _train(task, loaded, results, tell)

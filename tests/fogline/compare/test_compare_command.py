@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -139,6 +142,7 @@ def test_a_bad_frame_is_named_and_the_rest_goes_on(tmp_path: Path, capsys: pytes
     out = capsys.readouterr()
     assert "0002.jpg" in out.err
     assert "2 images coded" in out.out
+    assert "add avif2 to --codecs" in out.err
 
 
 @pytest.mark.parametrize(
@@ -172,6 +176,19 @@ def test_a_detector_needs_boxes_and_frames(tmp_path: Path, capsys: pytest.Captur
     one = folder(tmp_path / "one", [(64, 48)])
     assert main(["compare", str(one), "--codecs", "jpeg2", "--detector"]) == InputError.exit_code
     assert "too few to split" in capsys.readouterr().err
+
+
+def test_ctrl_c_ends_it_and_leaves_nothing(clip: list[Path], tmp_path: Path) -> None:
+    words = ["-m", "fogline", "compare", str(clip[0]), "--codecs", "jpeg2,siren", "--json", str(tmp_path / "c.json")]
+    with subprocess.Popen([sys.executable, *words], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as child:
+        assert child.stderr is not None
+        child.stderr.readline()  # the first setting is done: it is at work
+        child.send_signal(signal.SIGINT)
+        out, err = child.communicate(timeout=60)
+    assert child.returncode == 130
+    assert "Traceback" not in err
+    assert out == ""
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.data
