@@ -16,6 +16,7 @@ from fogline.common.boxes import Box
 from fogline.common.errors import FormatError
 from fogline.common.images.container import from_bytes
 from fogline.common.images.decode import BatchDecoder, PreparedImage
+from fogline.common.models.augment import Cuts, cut, views_of
 from fogline.common.models.detection import Target, to_target
 
 _log = logging.getLogger(__name__)
@@ -75,6 +76,32 @@ class LibraryPool:
 
     def __len__(self) -> int:
         return len(self._slots)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height that images are decoded at."""
+        return self._size
+
+    def views(self, indices: Sequence[int], cuts: Cuts, size: tuple[int, int], device: torch.device) -> torch.Tensor:
+        """What `cuts` show of images, at `size` (w, h): float32 (B, 3, h, w) in [0, 1] on the device.
+
+        Cut from what is kept decoded. Of what there is no room to keep, only what a view shows is decoded.
+        """
+        full = self._room < self._image_bytes
+        direct = [place for place, i in enumerate(indices) if full and self._slots[i].pixels is None]
+        if direct:
+            images, some = [self._slots[indices[place]].image for place in direct], cuts.of(direct)
+            try:
+                decoded = self._decoder.decode(images, size, views=views_of([i.size for i in images], some))
+            except FormatError:
+                direct = []  # the way over whole images finds out which one it is
+        if not direct:
+            return cut(self.images(indices).to(device), cuts, size)
+        out = torch.empty((len(indices), 3, size[1], size[0]), device=device)
+        out[direct] = decoded.to(device)
+        if kept := sorted(set(range(len(indices))) - set(direct)):
+            out[kept] = cut(self.images([indices[place] for place in kept]).to(device), cuts.of(kept), size)
+        return out
 
     def images(self, indices: Sequence[int]) -> torch.Tensor:
         """Float32 (B, 3, H, W) in [0, 1]; what is not kept decoded is decoded in one batch."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import torch
 from PIL import Image
@@ -14,9 +14,8 @@ from fogline.common.errors import FormatError
 from fogline.common.images import raster
 from fogline.common.images.codec import Placement
 from fogline.common.images.decode import BatchDecoder, PreparedImage
-from fogline.common.images.views import View
 from fogline.common.loader.pixels import PixelCache
-from fogline.common.models.augment import Cuts, cut
+from fogline.common.models.augment import Cuts, cut, views_of
 
 _log = logging.getLogger(__name__)
 
@@ -48,7 +47,9 @@ class Renderer:
 
     def _decode(self, indices: Sequence[int], cuts: Cuts | None) -> Tensor:
         images = [self.images[index] for index in indices]
-        return self.decoder.decode(images, self.size, views=None if cuts is None else views_of(images, cuts))
+        return self.decoder.decode(
+            images, self.size, views=None if cuts is None else views_of([image.size for image in images], cuts)
+        )
 
     def _fill(self, cache: PixelCache, indices: Sequence[int], whole: bool) -> None:
         missing = cache.missing(indices)
@@ -69,9 +70,8 @@ class Renderer:
             return cut(_floats(groups[0][1]), cuts, self.size)
         out = torch.empty((len(indices), 3, self.size[1], self.size[0]), device=self.decoder.device)
         for places, pixels in groups:
-            rows = torch.tensor(places)
-            some = Cuts(*(getattr(cuts, field.name)[rows] for field in fields(cuts)))
-            out[rows.to(out.device, non_blocking=True)] = cut(_floats(pixels), some, self.size)
+            rows = torch.tensor(places).to(out.device, non_blocking=True)
+            out[rows] = cut(_floats(pixels), cuts.of(places), self.size)
         return out
 
     def _cut_by_pillow(self, groups: Sequence[tuple[Sequence[int], Tensor]], cuts: Cuts) -> Tensor:
@@ -134,17 +134,6 @@ class Substitute:
         except FormatError as error:
             return error
         return None
-
-
-def views_of(images: Sequence[PreparedImage], cuts: Cuts) -> list[View]:
-    """Cuts in pixels of each image's coded frame."""
-    columns = torch.stack((cuts.x0, cuts.y0, cuts.wide, cuts.tall), 1).tolist()
-    return [
-        View(x * w, y * h, wide * w, tall * h, flip)
-        for (x, y, wide, tall), flip, (w, h) in zip(
-            columns, cuts.flip.tolist(), (image.size for image in images), strict=True
-        )
-    ]
 
 
 def _by_size(sizes: Sequence[tuple[int, int]]) -> dict[tuple[int, int], list[int]]:

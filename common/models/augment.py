@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fogline.common.errors import ConfigError
+from fogline.common.images.views import View
 from fogline.common.models.detection import Target, flat
 
 DRAWS = 13  # numbers in 0..1 that a view takes
@@ -53,18 +54,24 @@ class Cuts:
     tall: Tensor
     flip: Tensor  # bool
 
+    def of(self, places: Sequence[int]) -> Cuts:
+        """Those of some images of the batch."""
+        rows = torch.tensor(places, dtype=torch.int64)
+        return Cuts(self.x0[rows], self.y0[rows], self.wide[rows], self.tall[rows], self.flip[rows])
 
-def random_views(
-    images: Tensor, targets: Sequence[Target], size: tuple[int, int], generator: torch.Generator
-) -> tuple[Tensor, list[Target]]:
-    """A view of `size` (w, h) of each image: float32 (B, 3, h, w) and its targets, which may be none."""
-    batch, _, height, width = images.shape
-    augment = Augment()
-    draws = torch.rand(batch, 12, generator=generator)
-    boxes, owner = flat(targets)
-    cuts = draw_cuts(draws, (size[0] / width, size[1] / height), boxes, owner, augment)
-    draws = torch.cat((draws, torch.rand(batch, 1, generator=generator)), 1)
-    return expose(cut(images, cuts, size), draws, augment), seen(targets, cuts, augment)
+
+def random_cuts(
+    targets: Sequence[Target],
+    frame: tuple[int, int],
+    size: tuple[int, int],
+    generator: torch.Generator,
+    augment: Augment,
+) -> tuple[Tensor, Cuts]:
+    """What views of `size` (w, h) show of images of `frame` (w, h), one of each target, and the numbers behind it."""
+    draws = torch.rand(len(targets), DRAWS - 1, generator=generator)
+    cuts = draw_cuts(draws, (size[0] / frame[0], size[1] / frame[1]), *flat(targets), augment)
+    # Apart, so that the numbers of a seed stay those of the published figures.
+    return torch.cat((draws, torch.rand(len(targets), 1, generator=generator)), 1), cuts
 
 
 def draw_cuts(
@@ -94,6 +101,15 @@ def draw_cuts(
         x0[aimed] = (middle[:, 0] - r[aimed, 3] * w).clamp(min=0).minimum(1 - w)
         y0[aimed] = (middle[:, 1] - r[aimed, 4] * h).clamp(min=0).minimum(1 - h)
     return Cuts(x0, y0, wide, tall, r[:, 7] < augment.flip)
+
+
+def views_of(frames: Sequence[tuple[int, int]], cuts: Cuts) -> list[View]:
+    """Cuts in pixels of each image's coded frame (width, height), to decode there and nowhere else."""
+    columns = torch.stack((cuts.x0, cuts.y0, cuts.wide, cuts.tall), 1).tolist()
+    return [
+        View(x * w, y * h, wide * w, tall * h, flip)
+        for (x, y, wide, tall), flip, (w, h) in zip(columns, cuts.flip.tolist(), frames, strict=True)
+    ]
 
 
 def cut(images: Tensor, cuts: Cuts, size: tuple[int, int]) -> Tensor:

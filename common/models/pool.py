@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fogline.common.errors import InputError
+from fogline.common.models.augment import Cuts, cut
 from fogline.common.models.detection import Target
 
 
@@ -17,8 +18,13 @@ class ImagePool(Protocol):
 
     def __len__(self) -> int: ...
 
-    def images(self, indices: Sequence[int]) -> Tensor:
-        """Float32 (B, 3, H, W) in [0, 1]."""
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height of the images. Raises InputError while there is none."""
+        ...
+
+    def views(self, indices: Sequence[int], cuts: Cuts, size: tuple[int, int], device: torch.device) -> Tensor:
+        """What `cuts` show of images, at `size` (w, h): float32 (B, 3, h, w) in [0, 1] on the device."""
         ...
 
     def target(self, index: int) -> Target:
@@ -55,9 +61,16 @@ class TensorPool:
     def __len__(self) -> int:
         return len(self._images)
 
-    def images(self, indices: Sequence[int]) -> Tensor:
-        """Float32 (B, 3, H, W) in [0, 1]."""
-        return torch.stack([self._images[i] for i in indices]).float() / 255
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height of the images. Raises InputError while there is none."""
+        if not self._images:
+            raise InputError("a pool without images has no size; add one")
+        return int(self._images[0].shape[2]), int(self._images[0].shape[1])
+
+    def views(self, indices: Sequence[int], cuts: Cuts, size: tuple[int, int], device: torch.device) -> Tensor:
+        """What `cuts` show of images, at `size` (w, h): float32 (B, 3, h, w) in [0, 1] on the device."""
+        return cut(torch.stack([self._images[i] for i in indices]).float().to(device) / 255, cuts, size)
 
     def target(self, index: int) -> Target:
         """The objects in an image."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fogline.common.errors import ConfigError, InputError
-from fogline.common.models.augment import random_views
+from fogline.common.models.augment import Augment, expose, random_cuts, seen
 from fogline.common.models.detection import Detections, Target, decode, detection_loss
 from fogline.common.models.detector import Detector
 from fogline.common.models.pool import ImagePool
@@ -80,8 +80,12 @@ class Trainer:
             if not self.order:  # what arrived since the last round takes part from here on
                 self.order = torch.randperm(len(self.pool), generator=self.generator).tolist()
             chosen.append(self.order.pop())
-        images = self.pool.images(chosen).to(self.device)
-        return random_views(images, [self.pool.target(i) for i in chosen], self.recipe.view, self.generator)
+        augment, size = Augment(), self.recipe.view
+        targets = [self.pool.target(i) for i in chosen]
+        draws, cuts = random_cuts(targets, self.pool.size, size, self.generator, augment)
+        views = self.pool.views(chosen, cuts, size, self.device)
+        targets = [self.pool.target(i) for i in chosen]  # again: an image that turns out to be damaged is replaced
+        return expose(views, draws, augment), seen(targets, cuts, augment)
 
     def _rate(self) -> float:
         rate = self.recipe.rate * min(1.0, (self.step_count + 1) / self.recipe.warmup)

@@ -19,8 +19,11 @@ from fogline.common.images.avif2 import build_avif2  # noqa: E402
 from fogline.common.images.codec import SourceImage  # noqa: E402
 from fogline.common.images.container import to_bytes  # noqa: E402
 from fogline.common.images.decode import BatchDecoder  # noqa: E402
+from fogline.common.images.jpeg import resize  # noqa: E402
 from fogline.common.images.jpeg2 import build_jpeg2  # noqa: E402
 from fogline.common.images.record import ImageRecord  # noqa: E402
+from fogline.common.models.augment import Augment, random_cuts  # noqa: E402
+from fogline.common.models.training import Recipe, Trainer  # noqa: E402
 from fogline.edge_agent.library import Library  # noqa: E402
 from fogline.edge_agent.train_pool import LibraryPool  # noqa: E402
 
@@ -68,6 +71,46 @@ def test_the_pool_grows_and_evicted_images_make_place(tmp_path: Path, cache: int
     assert set(left) >= {4, 5, 6}
     assert len(left) <= 5, "evicted ones have made place"
     assert brightness(pool) == left
+    pool.close()
+    library.close()
+
+
+def scene_record(seed: int, boxes: tuple[Box, ...] = ()) -> ImageRecord:
+    noise = np.random.default_rng(seed).integers(0, 255, (5, 6, 3), dtype=np.uint8)
+    encoded = build_jpeg2({"background_quality": 90}, "cpu").encode([SourceImage(resize(noise, 64, 48), ())])[0]
+    return ImageRecord(hashlib.sha256(jpeg(seed)).digest(), 5, "cam", SIZE, SIZE, boxes, encoded.layers)
+
+
+def test_what_is_not_kept_is_decoded_in_the_view_alone(tmp_path: Path) -> None:
+    library = Library(tmp_path, 1 << 20)
+    for seed in range(5):
+        put(library, seed, scene_record(seed, (Box(8, 8, 16, 16, "car"),)))
+    pools = [LibraryPool(tmp_path, BatchDecoder(), SIZE, (), room) for room in (1 << 30, 2 * 3 * 64 * 48, 0)]
+    targets, found = [], []
+    for pool in pools:
+        assert pool.refresh() == 5
+        pool.images([0, 1])  # kept where there is room
+        targets = [pool.target(i) for i in range(5)]
+        _, cuts = random_cuts(targets, pool.size, (32, 32), torch.Generator().manual_seed(4), Augment())
+        found.append(pool.views([4, 0, 2, 1, 3], cuts.of([4, 0, 2, 1, 3]), (32, 32), torch.device("cpu")))
+        pool.close()
+    for other in found[1:]:
+        assert (other - found[0]).abs().mean() < 4 / 255
+    assert torch.equal(found[1][[1, 3]], found[0][[1, 3]]), "cut from what is kept"
+    assert not torch.equal(found[2][[1, 3]], found[0][[1, 3]])
+    library.close()
+
+
+def test_a_damaged_record_of_which_only_a_view_was_asked(tmp_path: Path) -> None:
+    library = Library(tmp_path, 1 << 20)
+    put(library, 1)
+    put(library, 2, damaged_record(2))
+    pool = LibraryPool(tmp_path, BatchDecoder(), SIZE, (), 0)
+    pool.refresh()
+    trainer = Trainer(Recipe(steps=3, batch=4, view=(32, 32), labels=2), pool, seed=0)
+    trainer.step()
+    assert pool.damaged == 1
+    assert pool.target(1).boxes.tolist() == pool.target(0).boxes.tolist()
     pool.close()
     library.close()
 

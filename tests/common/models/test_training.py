@@ -1,3 +1,4 @@
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ from hypothesis import strategies as st
 from scenes import SIZE, squares
 
 from fogline.common.errors import CapacityError, ConfigError, FormatError, InputError
-from fogline.common.models.augment import random_views
+from fogline.common.models.augment import Augment, cut, expose, random_cuts, seen
 from fogline.common.models.checkpoint import load_checkpoint, load_weights, save_checkpoint, save_weights
 from fogline.common.models.detection import Target
 from fogline.common.models.pool import TensorPool
@@ -123,6 +124,14 @@ def test_weights_travel_as_safetensors() -> None:
 def test_weights_of_impossible_size_make_no_detector(bias: torch.Tensor) -> None:
     with pytest.raises(FormatError, match="send them again"):
         load_weights(safetensors.torch.save({"score.bias": bias}))
+
+
+def random_views(
+    images: torch.Tensor, targets: Sequence[Target], size: tuple[int, int], generator: torch.Generator
+) -> tuple[torch.Tensor, list[Target]]:
+    frame = (images.shape[3], images.shape[2])
+    draws, cuts = random_cuts(targets, frame, size, generator, Augment())
+    return expose(cut(images, cuts, size), draws, Augment()), seen(targets, cuts, Augment())
 
 
 @settings(max_examples=30, deadline=None)
