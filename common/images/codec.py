@@ -7,9 +7,9 @@ A codec has a decoding half, which every edge carries, and an encoding half, whi
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,8 @@ from fogline.common.images.record import Layer, LayerKind, SharedState
 
 if TYPE_CHECKING:
     import torch
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,34 @@ class Placement:
     source: tuple[float, float, float, float]  # x0, y0, x1, y1 within the layer's region
 
 
+class SharedBlobs(Mapping[bytes, bytes]):
+    """The shared state that one record names, in its order, each blob parsed once for all records that need it."""
+
+    def __init__(self, blobs: Mapping[bytes, bytes], digests: Sequence[bytes], opened: MutableMapping[bytes, Any]) -> None:
+        """`opened` keeps what `open` made, by digest, for as long as its owner likes."""
+        self._blobs = {digest: blobs[digest] for digest in digests}
+        self._opened = opened
+
+    def __getitem__(self, digest: bytes) -> bytes:
+        return self._blobs[digest]
+
+    def __iter__(self) -> Iterator[bytes]:
+        return iter(self._blobs)
+
+    def __len__(self) -> int:
+        return len(self._blobs)
+
+    def open(self, index: int, parse: Callable[[bytes], T]) -> T:
+        """The record's blob number `index`, parsed. Raises FormatError where the record names fewer blobs."""
+        if index >= len(self._blobs):
+            raise FormatError(f"a layer needs the record's shared blob {index}, and it names {len(self._blobs)}")
+        digest = list(self._blobs)[index]
+        found = self._opened.get(digest)
+        if found is None:
+            found = self._opened[digest] = parse(self._blobs[digest])
+        return cast(T, found)
+
+
 class LayerCodec(ABC):
     """Decodes the layers of one codec. Stateless; instances are shared."""
 
@@ -46,7 +76,7 @@ class LayerCodec(ABC):
     additive: ClassVar[bool]  # object layers are added to the background (a residual), else they replace it
 
     @abstractmethod
-    def prepare(self, layer: Layer, shared: Mapping[bytes, bytes]) -> Any:
+    def prepare(self, layer: Layer, shared: SharedBlobs) -> Any:
         """Parse and entropy-decode a payload, once, on arrival; integers only.
 
         Raises FormatError for anything but a well-formed payload, before large allocations.

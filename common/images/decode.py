@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
+from weakref import WeakValueDictionary
 
 import torch
 
 from fogline.common.boxes import Box
 from fogline.common.errors import FormatError, InputError
 from fogline.common.images import builtin as builtin  # registers the codecs
-from fogline.common.images.codec import LayerCodec, Placement, codec_of
+from fogline.common.images.codec import LayerCodec, Placement, SharedBlobs, codec_of
 from fogline.common.images.record import ImageRecord, LayerKind
 from fogline.common.images.regions import Region, place
 from fogline.common.images.views import View, place_view
@@ -48,6 +49,7 @@ class BatchDecoder:
 
     def __init__(self, device: str | torch.device = "cpu") -> None:
         self._device = torch.device(device)
+        self._opened: WeakValueDictionary[bytes, Any] = WeakValueDictionary()  # shared state, while an image needs it
 
     @property
     def device(self) -> torch.device:
@@ -63,10 +65,10 @@ class BatchDecoder:
             raise FormatError(
                 f"record {record.content_id.hex()[:12]} needs blob {missing[0].hex()[:12]}; fetch it first"
             )
-        layers = []
+        layers, blobs = [], SharedBlobs(shared, record.shared, self._opened)
         for layer in record.layers:
             codec = codec_of(layer.codec, layer.version)
-            data = codec.prepare(layer, shared)
+            data = codec.prepare(layer, blobs)
             layers.append(PreparedLayer(codec, layer.kind, layer.region, layer.scale, data))
         return PreparedImage(record.size, record.source_size, record.boxes, tuple(layers))
 

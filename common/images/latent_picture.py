@@ -1,0 +1,104 @@
+"""The shared state of `latent`: a reference picture of a camera, from which its other frames are predicted.
+
+Version 1: `FGR`, version u8; width and height u16; number of crops u8; the AVIF payload of the frame (length u32, then as a
+layer of `avif2`); for each crop its x, y, width and height u16, then its payload in the same form. Crops replace what
+the frame shows there: objects are worth more in a reference, too. All little-endian.
+
+AV1 decodes to the same pixels everywhere, so every device predicts from the same reference.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from fogline.common.errors import FormatError
+from fogline.common.images import avif2
+from fogline.common.images.codec import LayerCodec, Placement, SharedBlobs, codec_of
+from fogline.common.images.container import coded_pixels
+from fogline.common.images.record import Layer, LayerKind
+from fogline.common.images.regions import Region
+
+MAX_CROPS = 64
+MAX_SIDE = 16384
+_MAGIC = b"FGR\x01"
+_HEAD, _LENGTH, _REGION = struct.Struct("<4sHHB"), struct.Struct("<I"), struct.Struct("<4H")
+
+
+@dataclass(frozen=True, eq=False)
+class ReferencePicture:
+    """A decoded reference."""
+
+    pixels: torch.Tensor  # uint8 (3, height, width)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height."""
+        return int(self.pixels.shape[2]), int(self.pixels.shape[1])
+
+
+def pack_picture(width: int, height: int, frame: bytes, crops: Sequence[tuple[Region, bytes]]) -> bytes:
+    """The blob of a reference picture from its AVIF payloads."""
+    out = [_HEAD.pack(_MAGIC, width, height, len(crops)), _LENGTH.pack(len(frame)), frame]
+    for region, payload in crops:
+        out += [_REGION.pack(*region), _LENGTH.pack(len(payload)), payload]
+    return b"".join(out)
+
+
+def unpack_picture(blob: bytes) -> ReferencePicture:
+    """Parse and decode a blob. Raises FormatError for anything that `pack_picture` doesn't write."""
+    if len(blob) < _HEAD.size or blob[:3] != _MAGIC[:3]:
+        raise _bad("it does not begin as one; the shared state is of another codec")
+    magic, width, height, count = _HEAD.unpack_from(blob)
+    if magic != _MAGIC:
+        raise FormatError(f"reference picture of version {magic[3]}: this build reads version {_MAGIC[3]}; update")
+    if not (0 < width <= MAX_SIDE and 0 < height <= MAX_SIDE) or count > MAX_CROPS:
+        raise _bad(f"it has {width}x{height} pixels and {count} crops")
+    position, layers = _HEAD.size, []
+    pixels, limit = 0, coded_pixels(width, height)
+    for number in range(count + 1):
+        region = (0, 0, width, height)
+        if number:
+            region, position = _read(_REGION, blob, position)
+            x, y, w, h = region
+            if not (w and h and x + w <= width and y + h <= height):
+                raise _bad(f"crop {number} covers {region}")
+        (length,), position = _read(_LENGTH, blob, position)
+        if not 0 < length <= len(blob) - position:
+            raise _bad(f"part {number} announces {length} bytes")
+        if (pixels := pixels + region[2] * region[3]) > limit:
+            raise _bad(f"its parts have {pixels} pixels, at most {limit}")
+        kind = LayerKind.OBJECT if number else LayerKind.BACKGROUND
+        layers.append(Layer(kind, avif2.Avif2.number, 1, region, 1.0, blob[position : position + length]))
+        position += length
+    if position != len(blob):
+        raise _bad(f"{len(blob) - position} bytes follow it")
+    return ReferencePicture(torch.from_numpy(_decode(layers, width, height)))
+
+
+def _decode(layers: Sequence[Layer], width: int, height: int) -> NDArray[np.uint8]:
+    codec: LayerCodec = codec_of(avif2.Avif2.number, 1)
+    none: Mapping[bytes, bytes] = {}
+    prepared = [codec.prepare(layer, SharedBlobs(none, (), {})) for layer in layers]
+    places = [Placement(*layer.region, (0.0, 0.0, 1.0, 1.0)) for layer in layers]
+    out = np.empty((3, height, width), np.uint8)
+    rendered = codec.render(prepared, [layer.kind for layer in layers], places, torch.device("cpu"))
+    for layer, tensor in zip(layers, rendered, strict=True):
+        x, y, w, h = layer.region
+        out[:, y : y + h, x : x + w] = tensor.mul(255).round_().to(torch.uint8).numpy()
+    return out
+
+
+def _read(form: struct.Struct, blob: bytes, position: int) -> tuple[tuple[int, ...], int]:
+    if position + form.size > len(blob):
+        raise _bad("it ends early")
+    return form.unpack_from(blob, position), position + form.size
+
+
+def _bad(what: str) -> FormatError:
+    return FormatError(f"reference picture is malformed: {what}; fetch the shared state again, or encode anew")

@@ -1,0 +1,207 @@
+"""rANS entropy coding of small non-negative numbers, each under a table that is known before it is read.
+
+Range asymmetric numeral systems (J. Duda, arXiv:1311.2540), 32-bit state, 16-bit renormalisation, integers only. A table
+belongs to a family of two numbers: how likely zero is, and how fast larger values become rarer. Both ends derive it by
+integer arithmetic from its index, so two devices never have to agree on floating point. Numbers beyond a table's
+alphabet, and all signs, are written as plain bits in a section of their own: they have nothing to gain from a model.
+
+Unlike `rans.py`, which codes long runs of network weights under one table each, this changes the table from symbol to
+symbol: a context picks it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fogline.common.errors import FormatError
+
+PRECISION = 12  # a table's frequencies add up to 2**PRECISION
+ESCAPE = 15  # symbols 0..14 stand for themselves; 15 says that the rest follows as plain bits
+LEVELS = 32  # of the probability of zero
+DECAYS = 8
+TABLES = LEVELS * DECAYS
+MAX_VALUE = (1 << 16) - 1
+_TOTAL = 1 << PRECISION
+_LOW = 1 << 16
+# Frequency of zero, of 4096: even steps in log odds, from 0.06 to 0.996.
+_ZERO = (
+    246, 305, 377, 464, 566, 688, 828, 987, 1166, 1361, 1569, 1787, 2010, 2232, 2448, 2654, 2847, 3023, 3182, 3322,
+    3445, 3550, 3640, 3717, 3781, 3834, 3879, 3916, 3946, 3984, 4020, 4060,
+)  # fmt: skip
+_RATIO = (16, 40, 72, 104, 136, 168, 200, 232)  # of 256: a value's frequency over that of the one before, from 2 on
+
+
+@lru_cache(maxsize=TABLES)
+def frequencies(table: int) -> tuple[int, ...]:
+    """Frequencies of the symbols 0..15, each at least 1, summing to 2**PRECISION."""
+    zero, ratio = _ZERO[table // DECAYS], _RATIO[table % DECAYS]
+    weights, weight = [], 1 << 24
+    for _ in range(ESCAPE):
+        weights.append(weight)
+        weight = weight * ratio >> 8
+    spare = _TOTAL - zero - ESCAPE
+    total = sum(weights)
+    rest = [1 + w * spare // total for w in weights]
+    return (_TOTAL - sum(rest), *rest)
+
+
+@lru_cache(maxsize=1)
+def costs() -> NDArray[np.float32]:
+    """Bits of each symbol under each table (TABLES, 16); for the encoder's choices only."""
+    table = np.array([frequencies(t) for t in range(TABLES)], np.float64)
+    out: NDArray[np.float32] = (PRECISION - np.log2(table)).astype(np.float32)
+    return out
+
+
+@lru_cache(maxsize=TABLES)
+def _starts(table: int) -> tuple[int, ...]:
+    return tuple(int(v) for v in np.cumsum((0, *frequencies(table)))[:-1])
+
+
+@lru_cache(maxsize=TABLES)
+def _slots(table: int) -> tuple[bytes, tuple[int, ...], tuple[int, ...]]:
+    """For decoding: the symbol of every slot, and each symbol's frequency and start."""
+    freq = frequencies(table)
+    return b"".join(bytes([s]) * f for s, f in enumerate(freq)), freq, _starts(table)
+
+
+def best_table(histogram: NDArray[np.int64]) -> int:
+    """The table that codes symbols with these counts (16,) in the fewest bits."""
+    return int(np.argmin(costs() @ histogram))
+
+
+class Encoder:
+    """Collects values and their tables in the order in which a decoder asks for them."""
+
+    def __init__(self) -> None:
+        self._tables: list[NDArray[np.int64]] = []
+        self._symbols: list[NDArray[np.int64]] = []
+        self._bits: list[NDArray[np.uint8]] = []
+
+    def values(self, tables: NDArray[np.integer], values: NDArray[np.integer]) -> None:
+        """Numbers of 0 to MAX_VALUE, each under its own table; both of one shape, written in C order."""
+        flat = values.ravel().astype(np.int64)
+        self._tables.append(tables.ravel().astype(np.int64))
+        self._symbols.append(np.minimum(flat, ESCAPE))
+        for value in flat[flat >= ESCAPE]:
+            self._golomb(int(value) - ESCAPE)
+
+    def signs(self, negative: NDArray[np.bool_]) -> None:
+        """One plain bit each."""
+        self._bits.append(negative.ravel().astype(np.uint8))
+
+    def numbers(self, values: Sequence[int]) -> None:
+        """A few signed numbers without a model, for a header."""
+        for value in values:
+            self._golomb(2 * abs(value) - (value > 0))
+
+    def finish(self) -> bytes:
+        """Length of the rANS part (u16 little-endian, in 16-bit words), that part, then the plain bits."""
+        stream = _encode(np.concatenate([*self._tables, _NONE]), np.concatenate([*self._symbols, _NONE]))
+        bits = np.packbits(np.concatenate([*self._bits, np.empty(0, np.uint8)]))
+        words = len(stream) // 2
+        if words > 0xFFFF:
+            raise ValueError(f"{len(stream)} bytes of symbols are more than one stream holds")
+        return words.to_bytes(2, "little") + stream + bits.tobytes()
+
+    def _golomb(self, value: int) -> None:
+        """Exponential-Golomb code of order 0."""
+        length = (value + 1).bit_length()
+        code = [0] * (length - 1) + [int(c) for c in bin(value + 1)[2:]]
+        self._bits.append(np.array(code, np.uint8))
+
+
+class Decoder:
+    """Reads what an Encoder wrote. Every method raises FormatError where the stream can't hold what is asked for."""
+
+    def __init__(self, data: bytes) -> None:
+        if len(data) < 2:
+            raise _bad("it is too short")
+        end = 2 + 2 * int.from_bytes(data[:2], "little")
+        if end > len(data) or end == 4:
+            raise _bad(f"it announces {end - 2} bytes of symbols and has {len(data) - 2}")
+        self._words = np.frombuffer(data[2:end], "<u2").tolist()
+        self._position = 2
+        self._state = _LOW if end == 2 else self._words[0] << 16 | self._words[1]
+        if self._state < _LOW:
+            raise _bad(f"it starts in state {self._state}")
+        self._plain = np.unpackbits(np.frombuffer(data[end:], np.uint8))
+        self._bit = 0
+
+    def values(self, tables: NDArray[np.integer]) -> NDArray[np.int64]:
+        """As many numbers as there are tables, in their shape."""
+        flat = tables.ravel().tolist()
+        out = [0] * len(flat)
+        state, position, words, size = self._state, self._position, self._words, len(self._words)
+        mask = _TOTAL - 1
+        for i, table in enumerate(flat):
+            slots, freq, starts = _slots(table)
+            slot = state & mask
+            symbol = slots[slot]
+            state = freq[symbol] * (state >> PRECISION) + slot - starts[symbol]
+            if state < _LOW:
+                if position >= size:
+                    raise _bad("its symbols end early")
+                state = state << 16 | words[position]
+                position += 1
+            out[i] = symbol
+        self._state, self._position = state, position
+        found = np.array(out, np.int64)
+        for i in np.flatnonzero(found == ESCAPE):
+            found[i] += self._golomb()
+        return found.reshape(tables.shape)
+
+    def signs(self, count: int) -> NDArray[np.bool_]:
+        """`count` plain bits."""
+        end = self._bit + count
+        if end > len(self._plain):
+            raise _bad("its plain bits end early")
+        out = self._plain[self._bit : end].astype(bool)
+        self._bit = end
+        return out
+
+    def numbers(self, count: int) -> list[int]:
+        """Signed numbers of a header."""
+        codes = [self._golomb() for _ in range(count)]
+        return [(code + 1) // 2 if code % 2 else -(code // 2) for code in codes]
+
+    def finish(self) -> None:
+        """Raise FormatError unless everything was read and the encoder's first state is reached."""
+        if self._state != _LOW or self._position != max(2, len(self._words)) or len(self._plain) - self._bit >= 8:
+            raise _bad("it holds more than was asked for")
+        if self._plain[self._bit :].any():
+            raise _bad("its padding is not zero")
+
+    def _golomb(self) -> int:
+        ahead = self._plain[self._bit : self._bit + 17]
+        ones = np.flatnonzero(ahead)
+        if not ones.size:
+            raise _bad("a number in its plain bits is too large or cut off")
+        zeros = int(ones[0])
+        digits = self.signs(2 * zeros + 1)[zeros:]
+        return int("".join("1" if d else "0" for d in digits), 2) - 1
+
+
+_NONE: NDArray[np.int64] = np.empty(0, np.int64)
+
+
+def _encode(tables: NDArray[np.int64], symbols: NDArray[np.int64]) -> bytes:
+    if not symbols.size:
+        return b""
+    state, words = _LOW, []
+    for table, symbol in zip(tables[::-1].tolist(), symbols[::-1].tolist(), strict=True):
+        f = frequencies(table)[symbol]
+        if state >= f << (32 - PRECISION):
+            words.append(state & 0xFFFF)
+            state >>= 16
+        state = ((state // f) << PRECISION) + state % f + _starts(table)[symbol]
+    words += [state & 0xFFFF, state >> 16]
+    return np.array(words[::-1], "<u2").tobytes()
+
+
+def _bad(what: str) -> FormatError:
+    return FormatError(f"entropy-coded stream is malformed: {what}; fetch the record again, or encode the image again")
