@@ -27,7 +27,8 @@ class EncoderConfig(Config, frozen=True):
     """How images are compressed. The encoder runs in a child process of its own."""
 
     codec: Annotated[
-        Literal["siren", "latent", "jpeg2", "avif2", "auto"], Meta(description="Image codec; auto: chosen for each camera")
+        Literal["siren", "latent", "jpeg2", "avif2", "auto"],
+        Meta(description="Image codec; auto: chosen for each camera"),
     ] = "siren"
     params: Annotated[dict[str, Any], Meta(description="Parameters of the codec; {} for its defaults")] = field(
         default_factory=dict

@@ -18,6 +18,7 @@ from fogline.common.images.planning import Situation
 from fogline.fog_node import encode_messages as messages
 from fogline.fog_node.config import TORCH_CODECS, EncoderConfig, Limits
 from fogline.fog_node.encoders import build_encoder
+from fogline.fog_node.encoders.latent_params import latent_params
 from fogline.fog_node.encoders.siren_params import siren_params
 
 # A child that computes takes far more; one that hangs (in a driver, a lock, a network file system) takes nothing.
@@ -30,7 +31,7 @@ def check(config: EncoderConfig) -> None:
     if config.codec in TORCH_CODECS:
         if importlib.util.find_spec("torch") is None:
             raise ConfigError(f"codec {config.codec} needs torch; install fogline[torch] or choose jpeg2")
-        siren_params(config.params)
+        (latent_params if config.codec == "latent" else siren_params)(config.params)
     else:
         build_encoder(config.codec, config.params)
 

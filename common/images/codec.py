@@ -42,10 +42,17 @@ class Placement:
 class SharedBlobs(Mapping[bytes, bytes]):
     """The shared state that one record names, in its order, each blob parsed once for all records that need it."""
 
-    def __init__(self, blobs: Mapping[bytes, bytes], digests: Sequence[bytes], opened: MutableMapping[bytes, Any]) -> None:
+    def __init__(
+        self, blobs: Mapping[bytes, bytes], digests: Sequence[bytes], opened: MutableMapping[bytes, Any]
+    ) -> None:
         """`opened` keeps what `open` made, by digest, for as long as its owner likes."""
         self._blobs = {digest: blobs[digest] for digest in digests}
         self._opened = opened
+
+    @classmethod
+    def of(cls, shared: Mapping[bytes, bytes]) -> SharedBlobs:
+        """These blobs themselves, or any mapping's, in its order and kept by nobody."""
+        return shared if isinstance(shared, SharedBlobs) else cls(shared, list(shared), {})
 
     def __getitem__(self, digest: bytes) -> bytes:
         return self._blobs[digest]
@@ -76,8 +83,8 @@ class LayerCodec(ABC):
     additive: ClassVar[bool]  # object layers are added to the background (a residual), else they replace it
 
     @abstractmethod
-    def prepare(self, layer: Layer, shared: SharedBlobs) -> Any:
-        """Parse and entropy-decode a payload, once, on arrival; integers only.
+    def prepare(self, layer: Layer, shared: Mapping[bytes, bytes]) -> Any:
+        """Parse and entropy-decode a payload, once, on arrival; integers only. `shared`: the record's blobs, in order.
 
         Raises FormatError for anything but a well-formed payload, before large allocations.
         """

@@ -1,19 +1,20 @@
 """Codec 4, `latent`: a frame as motion from a reference picture of its camera, and integer latents for what is left.
 
-The reference is shared state: sent once to each device and used by all frames of the camera until another one is cheaper.
-Every frame is predicted from a reference alone, never from another frame, so any image of a batch decodes by itself
-and all of them together, on the device that trains. Sources: overlapped block motion compensation (Orchard and Sullivan,
-IEEE Trans. Image Processing 3(5), 1994); long-term references as in video coding, here content-addressed.
+The reference is shared state: sent once to each device and used by all frames of the camera until another one is
+cheaper. Every frame is predicted from a reference alone, never from another frame, so any image of a batch decodes by
+itself and all of them together, on the device that trains. Sources: overlapped block motion compensation (Orchard and
+Sullivan, IEEE Trans. Image Processing 3(5), 1994); long-term references as in video coding, here content-addressed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from fogline.common.errors import FormatError
 from fogline.common.images import resample
@@ -21,7 +22,7 @@ from fogline.common.images.codec import LayerCodec, Placement, SharedBlobs, regi
 from fogline.common.images.latent_motion import Field
 from fogline.common.images.latent_payload import LAYOUTS, Latents, unpack, vectors
 from fogline.common.images.latent_picture import ReferencePicture, unpack_picture
-from fogline.common.images.latent_render import field_tensor, predict, residual
+from fogline.common.images.latent_render import Window, field_tensor, predict, residual
 from fogline.common.images.record import Layer, LayerKind
 
 _CPU_PIXELS = 1 << 19  # of one tensor call: bounds its memory
@@ -48,16 +49,16 @@ class Latent(LayerCodec):
     name: ClassVar[str] = "latent"
     additive: ClassVar[bool] = False
 
-    def prepare(self, layer: Layer, shared: SharedBlobs) -> PreparedLatents:
+    def prepare(self, layer: Layer, shared: Mapping[bytes, bytes]) -> PreparedLatents:
         """Entropy-decode a layer and find its reference. Raises FormatError also where that does not fit."""
         width, height = layer.region[2:]
         latents = unpack(layer.payload, layer.kind, width, height)
-        picture = shared.open(latents.reference, unpack_picture)
+        picture = SharedBlobs.of(shared).open(latents.reference, unpack_picture)
         x, y = layer.region[:2]
         if layer.kind is LayerKind.BACKGROUND and picture.size != (width, height):
-            raise FormatError(f"latent layer of {width}x{height} pixels has a reference of {picture.size}; encode it again")
+            raise FormatError(f"latent frame of {width}x{height} has a reference of {picture.size}; encode it again")
         if x + width > picture.size[0] or y + height > picture.size[1]:
-            raise FormatError(f"latent layer at {layer.region} leaves its reference of {picture.size}; encode it again")
+            raise FormatError(f"latent layer at {layer.region} leaves its reference of {picture.size}; encode again")
         return PreparedLatents(layer.kind, layer.region, latents, vectors(latents, layer.kind, width, height), picture)
 
     def render(
@@ -69,40 +70,63 @@ class Latent(LayerCodec):
             groups.setdefault((one.kind, one.region[2:], one.picture.size), []).append(i)
         out: dict[int, torch.Tensor] = {}
         for members in groups.values():
-            w, h = prepared[members[0]].region[2:]
-            most = max(1, (_CPU_PIXELS if device.type == "cpu" else _GPU_PIXELS) // (w * h))
+            size = prepared[members[0]].region[2:]
+            most = max(1, (_CPU_PIXELS if device.type == "cpu" else _GPU_PIXELS) // (size[0] * size[1]))
             for start in range(0, len(members), most):
                 some = members[start : start + most]
-                pixels = decode([prepared[i] for i in some], device)
-                out.update((i, _placed(pixels[n], places[i])) for n, i in enumerate(some))
+                samplings = [_Sampling.of(places[i], size) for i in some]
+                # What any of them needs: on a device with a launch to each call, one call for all costs the least.
+                window = _union([sampling.window for sampling in samplings])
+                pixels = decode([prepared[i] for i in some], device, window)
+                out.update((i, samplings[n].take(pixels[n], window)) for n, i in enumerate(some))
         return [out[i] for i in range(len(prepared))]
 
 
-def decode(layers: Sequence[PreparedLatents], device: torch.device) -> torch.Tensor:
-    """Layers of one kind, size and size of reference at their coded size: float32 (B, 3, h, w) in [0, 1]."""
+def decode(layers: Sequence[PreparedLatents], device: torch.device, window: Window) -> torch.Tensor:
+    """A window of layers of one kind, size and size of reference, at the coded size: float32 (B, 3, h, w) in [0, 1]."""
     first = layers[0]
-    (w, h), layout = first.region[2:], LAYOUTS[first.kind]
+    layout = LAYOUTS[first.kind]
     distinct = {id(layer.picture): layer.picture for layer in layers}
     stack = torch.stack([picture.pixels.to(device) for picture in distinct.values()]).to(torch.float32)
     order = {key: n for n, key in enumerate(distinct)}
     which = torch.tensor([order[id(layer.picture)] for layer in layers], device=device)
     origins = torch.tensor([layer.region[:2] for layer in layers], dtype=torch.float32, device=device)
     fields = field_tensor([layer.field for layer in layers], device)
-    out = predict(stack[which], origins, fields, layout.block, w, h)
+    out = predict(stack[which], origins, fields, layout.block, window)
     latents = [layer.latents for layer in layers]
     if any(one.planes is not None for one in latents):
-        out += residual(latents, layout, w, h, device)
+        out += residual(latents, layout, first.region[2:], window, device)
     return out.div_(255).clamp_(0, 1)
 
 
-def _placed(pixels: torch.Tensor, place: Placement) -> torch.Tensor:
-    """A layer's pixels (3, h, w) resampled to a placement."""
-    h, w = pixels.shape[1:]
-    if place.source == (0.0, 0.0, 1.0, 1.0) and (place.w, place.h) == (w, h):
-        return pixels
-    x0, y0, x1, y1 = place.source
-    left, across = resample.weights(place.w, x0 * w, x1 * w, w)
-    top, down = resample.weights(place.h, y0 * h, y1 * h, h)
-    window = pixels[:, top : top + down.shape[1], left : left + across.shape[1]]
-    rows, columns = torch.from_numpy(down).to(pixels.device), torch.from_numpy(np.ascontiguousarray(across.T)).to(pixels.device)
-    return (rows @ window @ columns).clamp_(0, 1)
+@dataclass(frozen=True)
+class _Sampling:
+    """How a placement is sampled from its layer."""
+
+    window: Window  # the pixels that it needs
+    down: NDArray[np.float32] | None  # weights (rows of the placement, rows of the window); None: pixel for pixel
+    across: NDArray[np.float32] | None
+
+    @classmethod
+    def of(cls, place: Placement, size: tuple[int, int]) -> _Sampling:
+        w, h = size
+        x0, y0, x1, y1 = place.source
+        if place.source == (0.0, 0.0, 1.0, 1.0) and (place.w, place.h) == size:
+            return cls(Window(0, 0, w, h), None, None)
+        left, across = resample.weights(place.w, x0 * w, x1 * w, w)
+        top, down = resample.weights(place.h, y0 * h, y1 * h, h)
+        return cls(Window(left, top, across.shape[1], down.shape[1]), down, across)
+
+    def take(self, pixels: torch.Tensor, within: Window) -> torch.Tensor:
+        """The placement's pixels (3, h, w) from those of a window around what it needs."""
+        if self.down is None or self.across is None:
+            return pixels
+        x, y = self.window.x - within.x, self.window.y - within.y
+        part = pixels[:, y : y + self.window.h, x : x + self.window.w]
+        rows, columns = (torch.from_numpy(weights).to(pixels.device) for weights in (self.down, self.across))
+        return (rows @ part @ columns.T).clamp_(0, 1)
+
+
+def _union(windows: Sequence[Window]) -> Window:
+    x, y = min(one.x for one in windows), min(one.y for one in windows)
+    return Window(x, y, max(one.x + one.w for one in windows) - x, max(one.y + one.h for one in windows) - y)

@@ -1,14 +1,16 @@
 """The coefficients of a `latent` layer: which blocks have any, how far each goes, and their values, entropy-coded.
 
 A plane is cut into square blocks of cosine-transform coefficients. A block's *reach* says how many anti-diagonals of
-it, from the constant towards higher frequencies, are coded; most are 0, which costs a fraction of a bit. Reaches are coded
-in the two colours of a chessboard, the second knowing its four neighbours; coefficients diagonal by diagonal, all blocks
-together, each under a table chosen by its neighbours of lower frequency. Nothing waits for its neighbour in the same step.
+it, from the constant towards higher frequencies, are coded; most are 0, which costs a fraction of a bit. Reaches are
+coded in the two colours of a chessboard, the second knowing its four neighbours; coefficients diagonal by diagonal, all
+blocks together, each under a table chosen by its neighbours of lower frequency. Nothing waits for what is coded in the
+same step.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +18,8 @@ from numpy.typing import NDArray
 from fogline.common.errors import FormatError
 from fogline.common.images import static_rans
 from fogline.common.images.latent_tables import COEFFICIENTS, REACH
+
+Points = tuple[NDArray[Any], ...]  # rows and columns
 
 LIMIT = 4095  # largest magnitude of a coefficient
 _DIAGONAL_CLASS = np.array([0, 1, 2, 3, 3, 4, 4, 5, 5, 5, 6] + [7] * 32)
@@ -62,6 +66,8 @@ def read_plane(decoder: static_rans.Decoder, rows: int, columns: int, size: int,
         raise FormatError(f"latent layer is malformed: a block of side {size} has {int(grid.max())} diagonals")
     index = np.flatnonzero(grid).astype(np.int32)
     own = grid.ravel()[index]
+    ends = np.add.outer(np.arange(size), np.arange(size)).ravel()
+    decoder.expect(int(np.searchsorted(np.sort(ends), own, side="left").sum()))
     magnitudes = np.zeros((len(index), size, size), np.int64)
     values = np.zeros((len(index), size, size), np.int16)
     for d in range(int(own.max(initial=0))):
@@ -104,27 +110,32 @@ def coefficient_contexts(
 
     near = 2 * (lower(1, 0) + lower(0, 1)) + lower(1, 1) + lower(2, 0) + lower(0, 2)
     last = (reach - 1 == d)[:, None]
-    return (_DIAGONAL_CLASS[d] * 6 + _NEAR_CLASS[np.minimum(near, 7)]) * 2 + last
+    out: NDArray[np.int64] = (_DIAGONAL_CLASS[d] * 6 + _NEAR_CLASS[np.minimum(near, 7)]) * 2 + last
+    return out
 
 
 def block_contexts(magnitudes: NDArray[np.int64], reach: NDArray[np.int64]) -> NDArray[np.int64]:
     """`coefficient_contexts` of all coefficients of blocks (n, size, size) at once, for an encoder."""
     size = magnitudes.shape[-1]
     padded = np.pad(magnitudes, ((0, 0), (2, 0), (2, 0)))
-    near = 2 * (padded[:, 1:-1, 2:] + padded[:, 2:, 1:-1]) + padded[:, 1:-1, 1:-1] + padded[:, :-2, 2:] + padded[:, 2:, :-2]
+    near = (
+        2 * (padded[:, 1:-1, 2:] + padded[:, 2:, 1:-1])
+        + padded[:, 1:-1, 1:-1]
+        + padded[:, :-2, 2:]
+        + padded[:, 2:, :-2]
+    )
     ends = np.add.outer(np.arange(size), np.arange(size))
-    out: NDArray[np.int64] = (_DIAGONAL_CLASS[ends] * 6 + _NEAR_CLASS[np.minimum(near, 7)]) * 2
-    return out + (reach[:, None, None] - 1 == ends)
+    last = reach[:, None, None] - 1 == ends
+    out: NDArray[np.int64] = (_DIAGONAL_CLASS[ends] * 6 + _NEAR_CLASS[np.minimum(near, 7)]) * 2 + last
+    return out
 
 
-def _reach_contexts(
-    grid: NDArray[np.int64], colour: int
-) -> tuple[tuple[NDArray[np.int64], NDArray[np.int64]], NDArray[np.int64]]:
+def _reach_contexts(grid: NDArray[np.int64], colour: int) -> tuple[Points, NDArray[np.int64]]:
     """The blocks of one colour of the chessboard and their contexts."""
     rows, columns = grid.shape
-    points = np.nonzero(np.add.outer(np.arange(rows), np.arange(columns)) % 2 == colour)
+    points: Points = np.nonzero(np.add.outer(np.arange(rows), np.arange(columns)) % 2 == colour)
     if colour == 0:
         return points, np.zeros(len(points[0]), np.int64)
     padded = np.pad(grid, 1)
-    around = padded[:-2, 1:-1] + padded[2:, 1:-1] + padded[1:-1, :-2] + padded[1:-1, 2:]
-    return points, 1 + np.digitize(around[points], (1, 3, 6, 11))
+    around: NDArray[np.int64] = padded[:-2, 1:-1] + padded[2:, 1:-1] + padded[1:-1, :-2] + padded[1:-1, 2:]
+    return points, np.digitize(around[points], (1, 3, 6, 11)).astype(np.int64) + 1

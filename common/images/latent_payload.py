@@ -1,8 +1,8 @@
 """The payload of a `latent` layer: motion from a reference picture, and what it leaves over as quantised coefficients.
 
 Version 1: reference u8, which of the record's shared blobs; flags u8 (1: motion follows, 2: coefficients follow); step
-number u8, of luma; then, where any flag is set, one entropy-coded stream: the frame's motion (six numbers for a background,
-two for an object), the field of block vectors, then luma, blue and red differences.
+number u8, of luma; then, where any flag is set, one entropy-coded stream: the frame's motion (six numbers for a
+background, two for an object), the field of block vectors, then luma, blue and red differences.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 
 from fogline.common.errors import FormatError
 from fogline.common.images.latent_blocks import Plane, read_plane, write_plane
-from fogline.common.images.latent_motion import Field, MAX_VECTOR, affine_field, blocks_of, read_field, write_field
+from fogline.common.images.latent_motion import MAX_VECTOR, Field, affine_field, blocks_of, read_field, write_field
 from fogline.common.images.record import LayerKind
 from fogline.common.images.static_rans import Decoder, Encoder
 
@@ -67,7 +67,8 @@ def vectors(latents: Latents, kind: LayerKind, width: int, height: int) -> Field
     if latents.offsets is None:
         return np.zeros((blocks_of(height, block), blocks_of(width, block), 2), np.int32)
     total = affine_field(latents.affine, width, height, block) + latents.offsets
-    return np.clip(total, -MAX_VECTOR, MAX_VECTOR).astype(np.int32)
+    out: Field = np.clip(total, -MAX_VECTOR, MAX_VECTOR).astype(np.int32)
+    return out
 
 
 def pack(latents: Latents, kind: LayerKind) -> bytes:

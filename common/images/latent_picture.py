@@ -1,8 +1,8 @@
 """The shared state of `latent`: a reference picture of a camera, from which its other frames are predicted.
 
-Version 1: `FGR`, version u8; width and height u16; number of crops u8; the AVIF payload of the frame (length u32, then as a
-layer of `avif2`); for each crop its x, y, width and height u16, then its payload in the same form. Crops replace what
-the frame shows there: objects are worth more in a reference, too. All little-endian.
+Version 1: `FGR`, version u8; width and height u16; number of crops u8; the AVIF payload of the frame (length u32, then
+as a layer of `avif2`); for each crop its x, y, width and height u16, then its payload in the same form. Crops replace
+what the frame shows there: objects are worth more in a reference, too. All little-endian.
 
 AV1 decodes to the same pixels everywhere, so every device predicts from the same reference.
 """
@@ -10,7 +10,7 @@ AV1 decodes to the same pixels everywhere, so every device predicts from the sam
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from fogline.common.errors import FormatError
 from fogline.common.images import avif2
-from fogline.common.images.codec import LayerCodec, Placement, SharedBlobs, codec_of
+from fogline.common.images.codec import LayerCodec, Placement, codec_of
 from fogline.common.images.container import coded_pixels
 from fogline.common.images.record import Layer, LayerKind
 from fogline.common.images.regions import Region
@@ -64,8 +64,8 @@ def unpack_picture(blob: bytes) -> ReferencePicture:
     for number in range(count + 1):
         region = (0, 0, width, height)
         if number:
-            region, position = _read(_REGION, blob, position)
-            x, y, w, h = region
+            (x, y, w, h), position = _read(_REGION, blob, position)
+            region = (x, y, w, h)
             if not (w and h and x + w <= width and y + h <= height):
                 raise _bad(f"crop {number} covers {region}")
         (length,), position = _read(_LENGTH, blob, position)
@@ -83,8 +83,7 @@ def unpack_picture(blob: bytes) -> ReferencePicture:
 
 def _decode(layers: Sequence[Layer], width: int, height: int) -> NDArray[np.uint8]:
     codec: LayerCodec = codec_of(avif2.Avif2.number, 1)
-    none: Mapping[bytes, bytes] = {}
-    prepared = [codec.prepare(layer, SharedBlobs(none, (), {})) for layer in layers]
+    prepared = [codec.prepare(layer, {}) for layer in layers]
     places = [Placement(*layer.region, (0.0, 0.0, 1.0, 1.0)) for layer in layers]
     out = np.empty((3, height, width), np.uint8)
     rendered = codec.render(prepared, [layer.kind for layer in layers], places, torch.device("cpu"))

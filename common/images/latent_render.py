@@ -8,6 +8,7 @@ DCT-II. Luma and colour differences are BT.601's, full range.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
@@ -20,7 +21,6 @@ from fogline.common.images.latent_payload import Latents, Layout, step_size
 
 BLUE, RED = 1.772, 1.402  # of BT.601: B = Y + BLUE Cb, R = Y + RED Cr
 GREEN_BLUE, GREEN_RED = -0.344136, -0.714136
-_PLANES = 3
 
 
 @lru_cache(maxsize=8)
@@ -32,20 +32,31 @@ def cosines(size: int) -> torch.Tensor:
     return torch.from_numpy(matrix.astype(np.float32))
 
 
+@dataclass(frozen=True)
+class Window:
+    """The part of a layer that is wanted, in its pixels."""
+
+    x: int
+    y: int
+    w: int
+    h: int
+
+
 def predict(
-    references: torch.Tensor, origins: torch.Tensor, fields: torch.Tensor, block: int, width: int, height: int
+    references: torch.Tensor, origins: torch.Tensor, fields: torch.Tensor, block: int, window: Window
 ) -> torch.Tensor:
-    """Predictions (B, 3, height, width) from references float (B, 3, H, W).
+    """Predictions of a window (B, 3, h, w) from references float (B, 3, H, W).
 
     `origins` (B, 2) are x, y of each layer in its reference; `fields` (B, rows, columns, 2) vectors in quarter pixels.
     """
     device, (rows, columns) = references.device, fields.shape[1:3]
     size = references.new_tensor([references.shape[3], references.shape[2]])
-    top, below, down = _neighbours(height, rows, block, device)
-    left, right, across = _neighbours(width, columns, block, device)
-    x = torch.arange(width, device=device) + 0.5
-    y = torch.arange(height, device=device) + 0.5
-    pixels = torch.stack([x.expand(height, width), y[:, None].expand(height, width)], dim=-1) + origins[:, None, None]
+    top, below, down = _neighbours(window.y, window.h, rows, block, device)
+    left, right, across = _neighbours(window.x, window.w, columns, block, device)
+    x = torch.arange(window.x, window.x + window.w, device=device) + 0.5
+    y = torch.arange(window.y, window.y + window.h, device=device) + 0.5
+    shape = window.h, window.w
+    pixels = torch.stack([x.expand(shape), y[:, None].expand(shape)], dim=-1) + origins[:, None, None]
     quarter = fields.to(torch.float32) / 4
     out: torch.Tensor | None = None
     for row, row_weight in ((top, 1 - down), (below, down)):
@@ -58,16 +69,19 @@ def predict(
     return out
 
 
-def residual(latents: Sequence[Latents], layout: Layout, width: int, height: int, device: torch.device) -> torch.Tensor:
-    """What is added to the predictions of layers of one size: RGB (B, 3, height, width) in grey levels."""
+def residual(
+    latents: Sequence[Latents], layout: Layout, size: tuple[int, int], window: Window, device: torch.device
+) -> torch.Tensor:
+    """What is added to the predictions of layers of one size (width, height): RGB (B, 3, h, w) in grey levels."""
+    width, height = size
     planes = []
-    for number, (rows, columns, size) in enumerate(layout.planes(width, height)):
+    for number, (rows, columns, side) in enumerate(layout.planes(width, height)):
         chosen = [None if one.planes is None else one.planes[number] for one in latents]
         factor = layout.chroma_step if number else 1.0
-        plane = _inverse(chosen, [step_size(one.step) * factor for one in latents], (rows, columns, size), device)
+        plane = _inverse(chosen, [step_size(one.step) * factor for one in latents], (rows, columns, side), device)
         if number and layout.halved:
             plane = functional.interpolate(plane[:, None], scale_factor=2, mode="bilinear", align_corners=False)[:, 0]
-        planes.append(plane[:, :height, :width])
+        planes.append(plane[:, window.y : window.y + window.h, window.x : window.x + window.w])
     luma, blue, red = planes
     return torch.stack([luma + RED * red, luma + GREEN_BLUE * blue + GREEN_RED * red, luma + BLUE * blue], dim=1)
 
@@ -93,10 +107,10 @@ def _inverse(
 
 
 def _neighbours(
-    length: int, blocks: int, block: int, device: torch.device
+    start: int, length: int, blocks: int, block: int, device: torch.device
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """For each pixel of a line the blocks before and after it by their centres, and the weight of the second."""
-    at = (torch.arange(length, device=device) + 0.5) / block - 0.5
+    at = (torch.arange(start, start + length, device=device) + 0.5) / block - 0.5
     before = at.floor()
     return (
         before.clamp(0, blocks - 1).long(),

@@ -1,20 +1,21 @@
 """The `latent` encoder: reference pictures for each camera, and frames predicted from them.
 
-A camera's first frame becomes its reference. Those that follow are coded by prediction as long as that pays: a reference
-is replaced when a frame costs more than the mean of all frames that shared it, its own cost included, because from then
-on the mean can only rise. Costs are bits, and squared error at the price of bits.
+A camera's first frame becomes its reference. Those that follow are coded by prediction as long as that pays: a
+reference is replaced when a frame costs more than the mean of all frames that shared it, its own cost included, because
+from then on the mean can only rise. Costs are bits, and squared error at the price of bits.
 """
 
 from __future__ import annotations
 
 import hashlib
-import os
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
+import torch
 
 from fogline.common.images import avif2
 from fogline.common.images.codec import EncodedImage, ImageEncoder, SourceImage
@@ -23,10 +24,11 @@ from fogline.common.images.latent_motion import Field
 from fogline.common.images.latent_payload import Latents, pack
 from fogline.common.images.latent_picture import MAX_CROPS, pack_picture, unpack_picture
 from fogline.common.images.record import Layer, LayerKind, SharedState
-from fogline.fog_node.encoders.latent_frame import Coded, Frame, Reference, Steps, code_frame, pair_error
+from fogline.fog_node.encoders.latent_frame import Coded, Frame, Reference, Steps, code_frame, squared_error
 from fogline.fog_node.encoders.latent_params import LatentParams
 
 _CAMERAS = 256  # whose references are kept; one that comes back later starts a new one
+_TOGETHER = 4  # frames coded side by side; fixed, so that the same frames give the same bytes on any machine
 _PATIENCE = 2  # frames in a row that cost more than the mean, so that one odd frame does not end a reference
 
 
@@ -37,7 +39,7 @@ class _Camera:
     total: float  # cost of the reference and of the frames that shared it
     frames: int = 1
     above: int = 0  # frames in a row that cost more than the mean
-    field: Field | None = field(default=None)
+    field: Field | None = None
 
 
 class LatentEncoder(ImageEncoder):
@@ -56,17 +58,19 @@ class LatentEncoder(ImageEncoder):
         for i, image in enumerate(images):
             runs.setdefault((image.camera, *image.pixels.shape[1::-1]), []).append(i)
         out: dict[int, EncodedImage] = {}
-        with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+        configured = torch.get_num_threads()
+        with ThreadPoolExecutor(configured, initializer=torch.set_num_threads, initargs=(1,)) as pool:
             for key, members in runs.items():
                 encoded = self._run(key, [Frame(images[i]) for i in members], pool)
                 out.update(zip(members, encoded, strict=True))
+        torch.set_num_threads(configured)  # a part of the setting is the process's, not the thread's
         return [out[i] for i in range(len(images))]
 
     def _run(
         self, key: tuple[str, int, int], frames: Sequence[Frame], pool: ThreadPoolExecutor
     ) -> Iterator[EncodedImage]:
-        """A camera's frames in order; as many at once as there are cores, since they depend on the reference alone."""
-        at, together = 0, os.cpu_count() or 1
+        """A camera's frames in order; several at once, since they depend on the reference alone."""
+        at = 0
         while at < len(frames):
             camera = self._cameras.get(key)
             if camera is None or camera.frames >= self._params.max_frames:
@@ -74,11 +78,9 @@ class LatentEncoder(ImageEncoder):
                 at += 1
                 continue
             self._cameras.move_to_end(key)
-            some = frames[at : at + together]
-            before, reference = camera.field, camera.reference
-            for frame, coded in zip(
-                some, pool.map(lambda f: code_frame(f, reference, self._steps, before), some), strict=True  # noqa: B023
-            ):
+            some = frames[at : at + _TOGETHER]
+            code = partial(code_frame, reference=camera.reference, steps=self._steps, before=camera.field)
+            for frame, coded in zip(some, pool.map(code, some), strict=True):
                 if camera.frames >= self._params.max_frames or self._worn(camera, coded):
                     yield self._begin(key, frame)
                     at += 1
@@ -108,11 +110,11 @@ class LatentEncoder(ImageEncoder):
         blob = pack_picture(frame.width, frame.height, payload, crops)
         picture = unpack_picture(blob)
         shown = picture.pixels.float()
-        cost = 8 * len(blob)
+        cost = 8.0 * len(blob)
         for kind, where in ((LayerKind.BACKGROUND, ~frame.inside), (LayerKind.OBJECT, frame.inside)):
-            cost += pair_error(frame.pixels, shown, where) / self._steps.price(kind)
+            cost += squared_error(frame.pixels, shown, where) / self._steps.price(kind)
         shared = SharedState(hashlib.sha256(blob).digest(), blob)
-        self._cameras[key] = _Camera(Reference(blob, picture, cost), shared, cost)
+        self._cameras[key] = _Camera(Reference(picture, cost), shared, cost)
         while len(self._cameras) > _CAMERAS:
             self._cameras.popitem(last=False)
         region = (0, 0, frame.width, frame.height)
@@ -121,9 +123,7 @@ class LatentEncoder(ImageEncoder):
         for x, y, w, h in frame.regions[MAX_CROPS:]:
             crop = np.ascontiguousarray(image.pixels[y : y + h, x : x + w])
             rest = avif2.encode_payload(crop, params.object_quality, full_chroma=True)
-            layers.append(
-                Layer(LayerKind.OBJECT, avif2.Avif2.number, avif2.Avif2.version, (x, y, w, h), 1.0, rest)
-            )
+            layers.append(Layer(LayerKind.OBJECT, avif2.Avif2.number, avif2.Avif2.version, (x, y, w, h), 1.0, rest))
         return EncodedImage(tuple(layers), (shared,))
 
 

@@ -1,9 +1,9 @@
-"""Codes one frame against one reference picture: the motion, what it leaves over, the objects, and what it all costs."""
+"""Codes one frame against a reference picture: the motion, what it leaves over, the objects, and what it all costs."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import cached_property, partial
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -11,19 +11,26 @@ from numpy.typing import NDArray
 from torch.nn import functional
 
 from fogline.common.images import avif2
-from fogline.common.images.codec import Placement, SharedBlobs, SourceImage
-from fogline.common.images.latent import Latent, PreparedLatents, decode
-from fogline.common.images.latent_blocks import Plane
+from fogline.common.images.codec import Placement, SourceImage
+from fogline.common.images.latent import Latent
 from fogline.common.images.latent_motion import Field
 from fogline.common.images.latent_payload import LAYOUTS, Latents, Layout, pack, step_size, vectors
 from fogline.common.images.latent_picture import ReferencePicture
-from fogline.common.images.latent_render import cosines
+from fogline.common.images.latent_render import Window, cosines, field_tensor, predict, residual
 from fogline.common.images.record import Layer, LayerKind
 from fogline.common.images.regions import Region, object_regions
 from fogline.fog_node.encoders.latent_quantise import quantise
-from fogline.fog_node.encoders.motion_search import affine_motion, frame_field, median_vector, pyramid, region_field
+from fogline.fog_node.encoders.motion_search import (
+    affine_motion,
+    fine,
+    frame_field,
+    median_vector,
+    pyramid,
+    region_field,
+)
 
 PRICE = 0.15  # squared steps for a bit: the slope of rate against error at a quantiser's usual working point
+_FINE = 1 / 7  # squared steps of error to a pixel: what objects have at their own step
 _LAYER_BITS = 8 * 20  # of an object's line in a record
 _CPU = torch.device("cpu")
 
@@ -80,9 +87,11 @@ class Coded:
 class Reference:
     """A reference picture as an encoder sees it."""
 
-    def __init__(self, blob: bytes, picture: ReferencePicture, cost: float) -> None:
-        self.blob, self.picture, self.cost = blob, picture, cost
-        self.luma = pyramid(luma(picture.pixels.to(torch.float32)))
+    def __init__(self, picture: ReferencePicture, cost: float) -> None:
+        self.cost = cost
+        self.pixels = picture.pixels.to(torch.float32)[None]
+        self.luma = pyramid(luma(self.pixels[0]))
+        self.fine = [fine(plane) for plane in self.luma]  # at quarter pixels
 
 
 def luma(pixels: torch.Tensor) -> torch.Tensor:
@@ -95,27 +104,28 @@ def code_frame(frame: Frame, reference: Reference, steps: Steps, before: Field |
     kind, price = LayerKind.BACKGROUND, steps.price(LayerKind.BACKGROUND)
     layout = LAYOUTS[kind]
     affine = affine_motion(frame.luma, reference.luma)
-    offsets = frame_field(frame.luma, reference.luma, affine, layout.block, price, before)
+    offsets = frame_field(frame.luma, reference.fine, affine, layout.block, price, before)
     moved = Latents(0, steps.background, affine, offsets, None)
     region = (0, 0, frame.width, frame.height)
-    latents = _with_residual(moved, kind, region, frame, reference, ~frame.inside)
+    latents, shown = _with_residual(moved, kind, region, frame, reference, ~frame.inside)
     payload = pack(latents, kind)
-    shown = _decode(latents, kind, region, reference)
     layers = [Layer(kind, Latent.number, Latent.version, region, 1.0, payload)]
-    cost = 8 * len(payload) + _error(frame.pixels, shown, ~frame.inside) / price
+    cost = 8 * len(payload) + squared_error(frame.pixels, shown, ~frame.inside) / price
     field = vectors(latents, kind, frame.width, frame.height)
     for place in frame.regions:
         layer, bits, shown = _code_object(frame, reference, steps, place, shown, field)
         cost += bits
         if layer is not None:
             layers.append(layer)
-    return Coded(tuple(layers), field, cost + _error(frame.pixels, shown, frame.inside) / steps.price(LayerKind.OBJECT))
+    return Coded(
+        tuple(layers), field, cost + squared_error(frame.pixels, shown, frame.inside) / steps.price(LayerKind.OBJECT)
+    )
 
 
 def _code_object(
     frame: Frame, reference: Reference, steps: Steps, region: Region, shown: torch.Tensor, field: Field
 ) -> tuple[Layer | None, float, torch.Tensor]:
-    """The cheapest of: no layer, because the background will do; prediction and residual; an AVIF crop."""
+    """The cheapest of: no layer, where the background is good enough; prediction and residual; an AVIF crop."""
     x, y, w, h = region
     price, kind = steps.price(LayerKind.OBJECT), LayerKind.OBJECT
     here = (slice(None), slice(y, y + h), slice(x, x + w))
@@ -124,17 +134,19 @@ def _code_object(
 
     def consider(layer: Layer | None, pixels: torch.Tensor) -> None:
         bits = 0.0 if layer is None else 8 * len(layer.payload) + _LAYER_BITS
-        choices.append((bits + _error(target, pixels, None) / price, layer, bits, pixels))
+        choices.append((bits + squared_error(target, pixels, None) / price, layer, bits, pixels))
 
-    consider(None, shown[here])
+    if squared_error(target, shown[here], None) <= w * h * step_size(steps.object) ** 2 * _FINE:
+        consider(None, shown[here])
     block = LAYOUTS[LayerKind.BACKGROUND].block
     around = field[y // block : -(-(y + h) // block), x // block : -(-(x + w) // block)]
     affine, offsets = region_field(
-        frame.luma[0][here[1:]], reference.luma[0], (x, y), median_vector(around), LAYOUTS[kind].block, price
+        frame.luma[0][here[1:]], reference.fine[0], (x, y), median_vector(around), LAYOUTS[kind].block, price
     )
-    latents = _with_residual(Latents(0, steps.object, affine, offsets, None), kind, region, frame, reference, None)
+    moved = Latents(0, steps.object, affine, offsets, None)
+    latents, pixels = _with_residual(moved, kind, region, frame, reference, None)
     layer = Layer(kind, Latent.number, Latent.version, region, 1.0, pack(latents, kind))
-    consider(layer, _decode(latents, kind, region, reference))
+    consider(layer, pixels)
     crop = np.ascontiguousarray(frame.image.pixels[y : y + h, x : x + w])
     payload = avif2.encode_payload(crop, steps.object_quality, full_chroma=True)
     layer = Layer(kind, avif2.Avif2.number, avif2.Avif2.version, region, 1.0, payload)
@@ -147,11 +159,18 @@ def _code_object(
 
 def _with_residual(
     latents: Latents, kind: LayerKind, region: Region, frame: Frame, reference: Reference, where: torch.Tensor | None
-) -> Latents:
-    """Latents with the coefficients that are worth their bits; outside `where` nothing is left to code."""
+) -> tuple[Latents, torch.Tensor]:
+    """Latents with the coefficients that are worth their bits, and what a receiver sees of them (3, h, w), 0 to 255.
+
+    Outside `where` nothing is left to code.
+    """
     x, y, w, h = region
     layout = LAYOUTS[kind]
-    left = frame.pixels[:, y : y + h, x : x + w] - 255 * _raw_prediction(latents, kind, region, reference)
+    field = field_tensor([vectors(latents, kind, w, h)], _CPU)
+    origin = torch.tensor([[x, y]], dtype=torch.float32)
+    whole = Window(0, 0, w, h)
+    predicted = predict(reference.pixels, origin, field, layout.block, whole)
+    left = frame.pixels[:, y : y + h, x : x + w] - predicted[0].clamp(0, 255)
     if where is not None:
         left = left * where
     bright = luma(left)
@@ -160,10 +179,10 @@ def _with_residual(
         factor = layout.chroma_step if number else 1.0
         coefficients = transform(plane, layout, number)
         planes.append(quantise(coefficients, step_size(latents.step) * factor, 2 * kind + (number > 0), PRICE))
-    found: tuple[Plane, Plane, Plane] | None = (planes[0], planes[1], planes[2])
-    if not any(plane.index.size for plane in planes):
-        found = None
-    return Latents(latents.reference, latents.step, latents.affine, latents.offsets, found)
+    if any(plane.index.size for plane in planes):
+        latents = replace(latents, planes=(planes[0], planes[1], planes[2]))
+        predicted += residual([latents], layout, (w, h), whole, _CPU)
+    return latents, predicted[0].clamp_(0, 255)
 
 
 def transform(plane: torch.Tensor, layout: Layout, number: int) -> NDArray[np.float32]:
@@ -178,27 +197,14 @@ def transform(plane: torch.Tensor, layout: Layout, number: int) -> NDArray[np.fl
     return out
 
 
-def _raw_prediction(latents: Latents, kind: LayerKind, region: Region, reference: Reference) -> torch.Tensor:
-    return _decode(latents, kind, region, reference) / 255
-
-
-def _decode(latents: Latents, kind: LayerKind, region: Region, reference: Reference) -> torch.Tensor:
-    """What a receiver sees of a layer (3, h, w), 0 to 255."""
-    field = vectors(latents, kind, region[2], region[3])
-    return decode([PreparedLatents(kind, region, latents, field, reference.picture)], _CPU)[0] * 255
-
-
 def _decode_avif(layer: Layer) -> torch.Tensor:
     codec = avif2.Avif2()
     place = Placement(0, 0, layer.region[2], layer.region[3], (0.0, 0.0, 1.0, 1.0))
-    prepared = codec.prepare(layer, SharedBlobs({}, (), {}))
+    prepared = codec.prepare(layer, {})
     return codec.render([prepared], [layer.kind], [place], _CPU)[0] * 255
 
 
-def _error(target: torch.Tensor, shown: torch.Tensor, where: torch.Tensor | None) -> float:
+def squared_error(target: torch.Tensor, shown: torch.Tensor, where: torch.Tensor | None) -> float:
     """Squared error, mean over the channels and summed over pixels."""
     error = (target - shown).square().mean(0)
     return float((error if where is None else error[where]).sum())
-
-
-pair_error = partial(_error)

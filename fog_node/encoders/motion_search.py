@@ -18,6 +18,7 @@ from fogline.common.images.latent_motion import AFFINE_UNIT, MAX_VECTOR, Field, 
 
 _LEVELS = 4
 _UNIT = 4.0  # a vector's units in a pixel
+_MIN_SIDE = 3  # of a plane that has a slope
 _MIN_OVERLAP = 0.2  # of the frame, for an affine motion to be believed
 _MERGE_BITS, _NEW_BITS = 1.5, 0.3
 
@@ -70,8 +71,11 @@ def frame_field(
     price: float,
     before: Field | None,
 ) -> Field:
-    """Differences to the affine motion for each block of a frame. `price` is squared error for a bit; `before` may be
-    the vectors of a frame like this one, which are tried."""
+    """Differences to the affine motion for each block of a frame.
+
+    `reference` is its pyramid at quarter pixels (`fine`). `price` is squared error for a bit. `before` may be the
+    vectors of a frame like this one, which are tried.
+    """
     height, width = current[0].shape
     base = torch.from_numpy(affine_field(affine, width, height, block)).float()
     previous = None if before is None else torch.from_numpy(before).float() - base
@@ -85,11 +89,17 @@ def frame_field(
 
 
 def region_field(
-    current: torch.Tensor, reference: torch.Tensor, origin: tuple[int, int], start: tuple[int, int], block: int, price: float
+    current: torch.Tensor,
+    reference: torch.Tensor,
+    origin: tuple[int, int],
+    start: tuple[int, int],
+    block: int,
+    price: float,
 ) -> tuple[tuple[int, ...], Field]:
     """Motion of a region (h, w) of luma: its translation (as an affine motion), and each block's difference to it.
 
-    `origin` is the region's place in the frame; `start` a vector to begin with, in quarter pixels.
+    `reference` is the whole reference at quarter pixels (`fine`); `origin` is the region's place in the frame,
+    `start` a vector to begin with, in quarter pixels. `price` is squared error for a bit.
     """
     h, w = current.shape
     shape = blocks_of(h, block), blocks_of(w, block), 2
@@ -120,25 +130,17 @@ class _Search:
         block: int,
         origin: tuple[int, int],
     ) -> None:
-        self._current, self._reference, self._base = current, reference, base
-        self._block, self._origin = block, origin
         rows, columns = base.shape[:2]
+        self._base = base
+        self._levels = [
+            _Level(plane, whole, (rows, columns), block >> level, level, origin)
+            for level, (plane, whole) in enumerate(zip(current, reference, strict=True))
+        ]
         self._colour = (torch.arange(rows)[:, None] + torch.arange(columns)) % 2
 
     def error(self, offsets: torch.Tensor, level: int) -> torch.Tensor:
         """Squared error of every block (rows, columns), in full-size pixels."""
-        scale = 2**level
-        side, plane = self._block // scale, self._current[level]
-        h, w = plane.shape
-        vectors = (self._base + offsets) / (_UNIT * scale)
-        spread = vectors.repeat_interleave(side, 0)[:h].repeat_interleave(side, 1)[:, :w]
-        x = torch.arange(w) + self._origin[0] / scale
-        y = torch.arange(h)[:, None] + self._origin[1] / scale
-        found = _sample(self._reference[level], x + spread[..., 0], y + spread[..., 1])
-        error = (found - plane).square_()
-        rows, columns = offsets.shape[:2]
-        padded = functional.pad(error, (0, columns * side - w, 0, rows * side - h))
-        return padded.view(rows, side, columns, side).sum(dim=(1, 3)) * scale**2
+        return self._levels[level].error(self._base + offsets)
 
     def improve(self, offsets: torch.Tensor, stage: _Stage, price: float, extra: list[torch.Tensor]) -> torch.Tensor:
         """Try the stage's offsets around each vector, then the neighbours' and the most frequent vectors."""
@@ -164,6 +166,48 @@ class _Search:
             best = torch.where(better, cost, best)
             chosen = torch.where(better[..., None], candidate, chosen)
         return chosen
+
+
+class _Level:
+    """One level of the pyramid: the frame's blocks, and the reference at quarter pixels: to sample is to index."""
+
+    def __init__(
+        self,
+        plane: torch.Tensor,
+        reference: torch.Tensor,
+        shape: tuple[int, int],
+        side: int,
+        level: int,
+        origin: tuple[int, int],
+    ) -> None:
+        (rows, columns), (h, w) = shape, plane.shape
+        grown = functional.pad(plane, (0, columns * side - w, 0, rows * side - h))
+        self._blocks = grown.view(rows, side, columns, side)
+        mask = functional.pad(torch.ones_like(plane), (0, columns * side - w, 0, rows * side - h))
+        self._mask = None if grown.shape == plane.shape else mask.view(rows, side, columns, side)
+        self._reference, self._width = reference.reshape(-1), reference.shape[1]
+        self._last = reference.shape[1] - 1, reference.shape[0] - 1
+        self._scale = 1 << level
+        self._x = 4 * (torch.arange(columns * side).view(columns, side) + origin[0] // self._scale)
+        self._y = 4 * (torch.arange(rows * side).view(rows, side) + origin[1] // self._scale)
+
+    def error(self, vectors: torch.Tensor) -> torch.Tensor:
+        """Squared error of every block (rows, columns), in full-size pixels."""
+        at = torch.div(vectors, self._scale, rounding_mode="floor").to(torch.int64)
+        x = (at[:, :, None, 0] + self._x).clamp_(0, self._last[0])  # (rows, columns, side)
+        y = (at[:, None, :, 1] + self._y[:, :, None]).clamp_(0, self._last[1])  # (rows, side, columns)
+        index = (y * self._width)[..., None] + x[:, None]
+        error = (self._reference[index] - self._blocks).square_()
+        if self._mask is not None:
+            error *= self._mask
+        return error.sum(dim=(1, 3)) * self._scale**2
+
+
+def fine(plane: torch.Tensor) -> torch.Tensor:
+    """A plane (H, W) sampled at every quarter pixel, bilinearly: (4 H - 3, 4 W - 3)."""
+    h, w = plane.shape
+    size = 4 * h - 3, 4 * w - 3
+    return functional.interpolate(plane[None, None], size=size, mode="bilinear", align_corners=True)[0, 0]
 
 
 def _bits(offsets: torch.Tensor, near: torch.Tensor) -> torch.Tensor:
@@ -222,6 +266,8 @@ def _refine(
 ) -> tuple[float, torch.Tensor]:
     """Gauss-Newton on a robust (Cauchy) error; the best cost and its parameters."""
     h, w = current.shape
+    if min(h, w) < _MIN_SIDE:
+        return float("inf"), parameters
     x, y = torch.arange(w).expand(h, w), torch.arange(h)[:, None].expand(h, w)
     u, v = (x + 0.5 - w / 2) * (2 / w), (y + 0.5 - h / 2) * (2 / w)
     best = float("inf"), parameters

@@ -1,0 +1,299 @@
+"""The decoding half of `latent`: payloads, motion, sampling, references, and what is hostile about them."""
+
+import hashlib
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from fogline.common.errors import FormatError
+from fogline.common.images import avif2, resample
+from fogline.common.images.codec import Placement, SharedBlobs
+from fogline.common.images.decode import BatchDecoder
+from fogline.common.images.latent import Latent, decode
+from fogline.common.images.latent_blocks import Plane, read_plane, write_plane
+from fogline.common.images.latent_motion import affine_field, read_field, write_field
+from fogline.common.images.latent_payload import LAYOUTS, Latents, pack, unpack
+from fogline.common.images.latent_picture import pack_picture, unpack_picture
+from fogline.common.images.latent_render import Window, cosines
+from fogline.common.images.record import ImageRecord, Layer, LayerKind
+from fogline.common.images.static_rans import Decoder, Encoder
+
+CPU = torch.device("cpu")
+WHOLE = (0.0, 0.0, 1.0, 1.0)
+W, H = 56, 40
+
+
+def texture(width: int = W, height: int = H, seed: int = 0) -> np.ndarray:
+    y, x = np.mgrid[0:height, 0:width]
+    phases = np.random.default_rng(seed).uniform(0, 6, 3)
+    pixels = np.stack([128 + 90 * np.sin(x / 5 + p) * np.cos(y / 4 + 2 * p) for p in phases], axis=-1)
+    return pixels.round().astype(np.uint8)
+
+
+def reference(pixels: np.ndarray | None = None) -> bytes:
+    pixels = texture() if pixels is None else pixels
+    return pack_picture(pixels.shape[1], pixels.shape[0], avif2.encode_payload(pixels, 90, full_chroma=False), [])
+
+
+def plane(rows: int, columns: int, size: int, seed: int, density: float = 0.3, scale: float = 2.0) -> Plane:
+    rng = np.random.default_rng(seed)
+    values = np.zeros((rows * columns, size, size), np.int16)
+    for i in np.flatnonzero(rng.random(rows * columns) < density):
+        reach = rng.integers(1, size)
+        block = np.rint(rng.laplace(0, scale, (size, size))).astype(np.int16)
+        values[i] = np.where(np.add.outer(np.arange(size), np.arange(size)) < reach, block, 0)
+    index = np.flatnonzero(values.any(axis=(1, 2))).astype(np.int32)
+    return Plane(rows, columns, size, index, values[index])
+
+
+def latents(kind: LayerKind, width: int = W, height: int = H, seed: int = 0) -> Latents:
+    layout, rng = LAYOUTS[kind], np.random.default_rng(seed)
+    rows, columns = -(-height // layout.block), -(-width // layout.block)
+    affine = (12, 3, -4, -9, 2, 1) if kind is LayerKind.BACKGROUND else (12, 0, 0, -9, 0, 0)
+    offsets = rng.integers(-6, 7, (rows, columns, 2)).astype(np.int32)
+    y, b, r = (plane(*shape, seed + i) for i, shape in enumerate(layout.planes(width, height)))
+    return Latents(0, 40, affine, offsets, (y, b, r))
+
+
+def record(layers: list[Layer], blobs: list[bytes], size: tuple[int, int] = (W, H)) -> tuple[ImageRecord, dict]:
+    shared = {hashlib.sha256(blob).digest(): blob for blob in blobs}
+    return ImageRecord(bytes(32), 0, "", size, size, (), tuple(layers), tuple(shared)), shared
+
+
+def background(payload: bytes, size: tuple[int, int] = (W, H)) -> Layer:
+    return Layer(LayerKind.BACKGROUND, Latent.number, 1, (0, 0, *size), 1.0, payload)
+
+
+def same(a: Latents, b: Latents) -> None:
+    assert (a.reference, a.step, a.affine) == (b.reference, b.step, b.affine)
+    assert np.array_equal(a.offsets, b.offsets)
+    for one, other in zip(a.planes, b.planes, strict=True):
+        assert np.array_equal(one.index, other.index)
+        assert np.array_equal(one.values, other.values)
+
+
+@pytest.mark.parametrize("kind", LayerKind)
+@pytest.mark.parametrize(("width", "height"), [(W, H), (1, 1), (17, 3), (160, 90)])
+def test_payload_round_trip(kind: LayerKind, width: int, height: int) -> None:
+    made = latents(kind, width, height)
+    same(unpack(pack(made, kind), kind, width, height), made)
+
+
+def test_a_still_is_three_bytes() -> None:
+    payload = pack(Latents(0, 40, (0,) * 6, None, None), LayerKind.BACKGROUND)
+    assert payload == bytes([0, 0, 40])
+    found = unpack(payload, LayerKind.BACKGROUND, W, H)
+    assert found.offsets is None
+    assert found.planes is None
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 20), st.integers(1, 20), st.integers(0, 2**31), st.sampled_from([1, 30, 4000]))
+def test_fields_round_trip(rows: int, columns: int, seed: int, spread: int) -> None:
+    field = np.random.default_rng(seed).integers(-spread, spread + 1, (rows, columns, 2)).astype(np.int32)
+    encoder = Encoder()
+    write_field(encoder, field)
+    decoder = Decoder(encoder.finish())
+    assert np.array_equal(read_field(decoder, rows, columns), field)
+    decoder.finish()
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 9), st.integers(1, 9), st.sampled_from([8, 16]), st.integers(0, 2**31), st.integers(0, 3))
+def test_planes_round_trip(rows: int, columns: int, size: int, seed: int, kind: int) -> None:
+    made = plane(rows, columns, size, seed, scale=30.0)
+    encoder = Encoder()
+    write_plane(encoder, made, kind)
+    decoder = Decoder(encoder.finish())
+    found = read_plane(decoder, rows, columns, size, kind)
+    decoder.finish()
+    assert np.array_equal(found.index, made.index)
+    assert np.array_equal(found.values, made.values)
+
+
+def test_a_smooth_field_costs_little() -> None:
+    rows, columns = 23, 40
+    encoder = Encoder()
+    write_field(encoder, np.full((rows, columns, 2), 9, np.int32))
+    assert len(encoder.finish()) < rows * columns * 2 * 0.3 / 8 + 30
+
+
+def test_affine_motion_is_what_it_says() -> None:
+    field = affine_field((8, 16, 0, -8, 0, 24), 320, 240, 16)
+    assert field.shape == (15, 20, 2)
+    u, v = (8 - 160) / 160, (8 - 120) / 160  # the first block's centre
+    assert field[0, 0].tolist() == [round(4 * (1 + 2 * u)), round(4 * (-1 + 3 * v))]
+
+
+def test_cosines_are_orthonormal() -> None:
+    for size in (8, 16):
+        matrix = cosines(size)
+        assert torch.allclose(matrix @ matrix.T, torch.eye(size), atol=1e-6)
+
+
+@pytest.mark.parametrize("target", [(W, H), (W // 2, H // 2), (2 * W, 2 * H), (33, 29), (3, 2)])
+def test_resampling_agrees_with_pillow(target: tuple[int, int]) -> None:
+    pixels = texture()
+    top, down = resample.weights(target[1], 0, H, H)
+    left, across = resample.weights(target[0], 0, W, W)
+    assert (top, left) == (0, 0)
+    ours = np.einsum("ab,bcd,ec->aed", down, pixels.astype(np.float32), across)
+    theirs = np.asarray(Image.fromarray(pixels).resize(target, Image.Resampling.BICUBIC), np.float32)
+    assert np.abs(ours.clip(0, 255) - theirs).max() <= 1.5
+
+
+def test_a_still_shows_its_reference() -> None:
+    blob = reference()
+    made, shared = record([background(bytes([0, 0, 40]))], [blob])
+    decoder = BatchDecoder()
+    shown = decoder.decode([decoder.prepare(made, shared)])[0]
+    assert torch.equal((shown * 255).round().to(torch.uint8), unpack_picture(blob).pixels)
+
+
+def test_motion_moves_the_reference() -> None:
+    blob = reference()
+    rows, columns = -(-H // 16), -(-W // 16)
+    field = np.broadcast_to(np.array([8, -4], np.int32), (rows, columns, 2))  # 2 pixels to the right, 1 up
+    payload = pack(Latents(0, 40, (0,) * 6, field.copy(), None), LayerKind.BACKGROUND)
+    made, shared = record([background(payload)], [blob])
+    decoder = BatchDecoder()
+    shown = decoder.decode([decoder.prepare(made, shared)])[0]
+    still = unpack_picture(blob).pixels.float() / 255
+    assert torch.allclose(shown[:, 1:, : W - 2], still[:, : H - 1, 2:], atol=1e-4)
+
+
+def prepared(seed: int = 0) -> tuple[BatchDecoder, object]:
+    payload = pack(latents(LayerKind.BACKGROUND, seed=seed), LayerKind.BACKGROUND)
+    region = (11, 5, 21, 17)
+    thing = Layer(
+        LayerKind.OBJECT, Latent.number, 1, region, 1.0, pack(latents(LayerKind.OBJECT, 21, 17, seed), LayerKind.OBJECT)
+    )
+    made, shared = record([background(payload), thing], [reference()])
+    decoder = BatchDecoder()
+    return decoder, decoder.prepare(made, shared)
+
+
+def test_a_part_is_the_same_as_that_part_of_the_whole() -> None:
+    _, image = prepared()
+    data = image.layers[0].data
+    whole = decode([data], CPU, Window(0, 0, W, H))[0]
+    for window in (Window(0, 0, 5, 7), Window(19, 11, 20, 16), Window(W - 1, H - 1, 1, 1)):
+        part = decode([data], CPU, window)[0]
+        expected = whole[:, window.y : window.y + window.h, window.x : window.x + window.w]
+        assert (part - expected).abs().max() < 1 / 255
+
+
+@pytest.mark.parametrize("size", [(W // 2, H // 2), (2 * W, 2 * H), (31, 47)])
+def test_other_sizes_are_the_coded_one_resampled(size: tuple[int, int]) -> None:
+    decoder, image = prepared()
+    coded = decoder.decode([image])[0].permute(1, 2, 0).numpy()
+    shown = decoder.decode([image], size)[0].permute(1, 2, 0).numpy()
+    expected = Image.fromarray((coded * 255).round().astype(np.uint8)).resize(size, Image.Resampling.BICUBIC)
+    inside = np.abs(shown - np.asarray(expected) / 255)
+    assert np.median(inside) < 2 / 255  # the object's own edge is sharp: it is resampled apart
+
+
+def test_a_batch_decodes_as_its_members_do() -> None:
+    decoder, first = prepared(0)
+    _, second = prepared(5)
+    both = decoder.decode([first, second, first])
+    for i, image in enumerate((first, second, first)):
+        assert torch.allclose(both[i], decoder.decode([image])[0], atol=1e-5)
+
+
+def test_threads_agree_within_one_grey_level() -> None:
+    decoder, image = prepared()
+    before = torch.get_num_threads()
+    try:
+        shown = []
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            shown.append(decoder.decode([image]))
+    finally:
+        torch.set_num_threads(before)
+    assert (shown[0] - shown[1]).abs().max() <= 1 / 255
+
+
+def test_one_reference_is_decoded_once_for_all_records() -> None:
+    blob = reference()
+    made, shared = record([background(bytes([0, 0, 40]))], [blob])
+    decoder = BatchDecoder()
+    images = [decoder.prepare(made, shared) for _ in range(3)]
+    assert len({id(image.layers[0].data.picture) for image in images}) == 1
+
+
+def test_a_missing_reference_is_named() -> None:
+    made, shared = record([background(bytes([0, 0, 40]))], [reference()])
+    with pytest.raises(FormatError, match="fetch it first"):
+        BatchDecoder().prepare(made, {})
+    without, _ = record([background(bytes([1, 0, 40]))], [reference()])
+    with pytest.raises(FormatError, match="shared blob 1"):
+        BatchDecoder().prepare(without, shared)
+
+
+def test_a_reference_of_another_size_is_refused() -> None:
+    made, shared = record([background(bytes([0, 0, 40]))], [reference(texture(W + 2, H))])
+    with pytest.raises(FormatError, match="has a reference of"):
+        BatchDecoder().prepare(made, shared)
+
+
+def test_shared_state_of_another_kind_is_refused() -> None:
+    made, shared = record([background(bytes([0, 0, 40]))], [b"weights of something else"])
+    with pytest.raises(FormatError, match="another codec"):
+        BatchDecoder().prepare(made, shared)
+
+
+@pytest.mark.parametrize(
+    ("blob", "message"),
+    [
+        (reference()[:3] + b"\x02" + reference()[4:], "version 2"),
+        (reference()[:-1], "announces"),
+        (reference() + b"\0", "follow it"),
+        (reference()[:8] + b"\x05" + reference()[9:], "ends early"),
+        (pack_picture(0, H, b"x", []), "0x40 pixels"),
+        (pack_picture(W, H, avif2.encode_payload(texture(8, 8), 50, full_chroma=False), []), "its region"),
+        (pack_picture(W, H, b"nonsense", []), "no unit"),
+        (pack_picture(W, H, avif2.encode_payload(texture(), 50, full_chroma=False), [((W, 0, 4, 4), b"x")]), "crop 1"),
+    ],
+)
+def test_hostile_references_are_refused(blob: bytes, message: str) -> None:
+    with pytest.raises(FormatError, match=message):
+        unpack_picture(blob)
+
+
+@pytest.mark.parametrize(
+    ("payload", "message"),
+    [
+        (b"", "0 bytes"),
+        (bytes([0, 4, 40]), "flags 4"),
+        (bytes([0, 0, 81]), "step number 81"),
+        (bytes([0, 0, 40, 1]), "follow it"),
+        (bytes([0, 3, 40]), "too short"),
+        (bytes([0, 3, 40, 255, 255]), "announces"),
+    ],
+)
+def test_hostile_payloads_are_refused(payload: bytes, message: str) -> None:
+    with pytest.raises(FormatError, match=message):
+        unpack(payload, LayerKind.BACKGROUND, W, H)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.data())
+def test_a_flipped_bit_is_refused_or_decodes_to_a_picture(data: st.DataObject) -> None:
+    payload = pack(latents(LayerKind.BACKGROUND), LayerKind.BACKGROUND)
+    at = data.draw(st.integers(0, 8 * len(payload) - 1))
+    bad = bytearray(payload)
+    bad[at // 8] ^= 1 << at % 8
+    layer = background(bytes(bad))
+    shared = SharedBlobs.of({b"d" * 32: reference()})
+    try:
+        made = Latent().prepare(layer, shared)
+    except FormatError:
+        return
+    shown = Latent().render([made], [LayerKind.BACKGROUND], [Placement(0, 0, W, H, WHOLE)], CPU)[0]
+    assert torch.isfinite(shown).all()
+    assert 0 <= float(shown.min()) <= float(shown.max()) <= 1
