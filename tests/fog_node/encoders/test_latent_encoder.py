@@ -84,7 +84,7 @@ def test_frames_of_a_moving_camera_take_far_fewer_bytes_than_stills() -> None:
     assert ours.background > theirs.background
     assert ours.object > theirs.object
     assert total_bytes(encoded) < 0.6 * total_bytes(stills)
-    assert len({state.digest for image in encoded for state in image.shared}) == 1
+    assert len({state.digest for image in encoded for state in image.shared}) <= 2
 
 
 def test_quality_follows_its_parameters() -> None:
