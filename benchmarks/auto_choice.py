@@ -78,8 +78,8 @@ def main() -> None:
     """Parse the command line, measure, print two tables, write JSON."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--data", type=Path, required=True, help="folder that holds the sequences' folders")
-    parser.add_argument("--candidates", default="jpeg2,avif2,siren")
-    parser.add_argument("--frames", type=int, default=12)
+    parser.add_argument("--candidates", default="jpeg2,avif2,latent")
+    parser.add_argument("--frames", type=int, default=8)
     parser.add_argument("--width", type=int, default=320)
     parser.add_argument("--background-db", type=float, default=28.0)
     parser.add_argument("--object-db", type=float, default=35.0)

@@ -20,8 +20,8 @@ Rungs = tuple[int, int]  # of the background's and the objects' ladder
 _QUALITIES = (*range(1, 5), *range(6, 16, 2), *range(17, 27, 3), *range(30, 91, 4), 93, 95)
 
 
-def _pair(knob: str) -> tuple[Rung, ...]:
-    return tuple({knob: quality} for quality in _QUALITIES)
+def _pair(knob: str, qualities: tuple[int, ...] = _QUALITIES) -> tuple[Rung, ...]:
+    return tuple({knob: quality} for quality in qualities)
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,15 @@ CANDIDATES: dict[str, Candidate] = {
     for one in (
         Candidate("jpeg2", _pair("background_quality"), _pair("object_quality"), default=(7, 27)),
         Candidate("avif2", _pair("background_quality"), _pair("object_quality"), default=(10, 19)),
+        # Of fewer rungs, since each try encodes a run of frames at several times the effort of `avif2`.
+        Candidate(
+            "latent",
+            _pair("background_quality", (8, 12, 16, 20, 23, 26, 29, 32, 35, 38, 42, 46, 50, 56, 62)),
+            _pair("object_quality", (34, 38, 42, 45, 48, 51, 54, 57, 60, 63, 66, 70, 74, 80, 86)),
+            default=(6, 8),
+            torch=True,
+            stateful=True,
+        ),
         Candidate(
             "siren",
             tuple({"target_db": db} for db in (24.0, 26.0, 27.0, 28.0, 29.0, 31.0, 33.0)),

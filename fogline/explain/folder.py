@@ -19,7 +19,7 @@ from fogline.fog_node.encoders.auto import LASTS
 from fogline.fog_node.encoders.candidates import Candidate
 from fogline.fog_node.encoders.trial import Limits, Trial, run_trial
 
-RUN = 24  # frames that a stateful codec is tried on, at least
+RUN = 16  # frames that a stateful codec is tried on, at least
 
 
 @dataclass(frozen=True)

@@ -167,7 +167,7 @@ def test_auto(fogline_up: Callable[..., Up], tiny_clip: list[Path]) -> None:
         assert camera["codec"] in camera["images"]
         assert camera["goal"]["object_psnr_db"] == 33
         assert camera["link"]["receivers"] <= 2  # some edges may subscribe after the first batch
-        assert {one["codec"] for one in camera["candidates"]} == {"jpeg2", "avif2"}
+        assert {one["codec"] for one in camera["candidates"]} == {"jpeg2", "avif2", "latent"}
         assert camera["reason"]
     # What was promised on a few frames holds over all of them.
     assert report["quality"]["object_psnr_db"] > 32

@@ -394,6 +394,8 @@ def test_without_torch_only_pictures_are_weighed(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(candidates.importlib.util, "find_spec", lambda _: None)
     assert [one.codec for one in candidates.chosen(None)] == ["jpeg2", "avif2"]
     with pytest.raises(ConfigError, match="torch"):
+        candidates.chosen(("latent",))
+    with pytest.raises(ConfigError, match="torch"):
         candidates.chosen(("siren",))
 
 
@@ -415,6 +417,30 @@ def test_siren_by_name_is_measured_like_the_others() -> None:
     assert siren.background_db is not None
     assert siren.background_db > 20
     assert siren.encode_s > 0
+
+
+def test_latent_is_tried_on_a_run_of_frames_and_keeps_its_reference_afterwards() -> None:
+    encoder = build_encoder("auto", {"candidates": ["latent", "jpeg2"], "max_encode_s": 60.0})
+    assert isinstance(encoder, AutoEncoder)
+    still = frame(size=(96, 64), boxes=((8.0, 8.0, 24.0, 20.0),), detail=16)
+    rng = np.random.default_rng(0)
+    noise = rng.integers(-2, 3, (18, *still.pixels.shape))
+    sources = [replace(still, pixels=(still.pixels + one).clip(0, 255).astype(np.uint8)) for one in noise]
+    encoded = [*encoder.encode(sources[:9]), *encoder.encode(sources[9:])]
+    choices, _ = encoder.news()
+    weighed = {one.figures.codec: one.figures for one in choices[0].decision.weighed}
+    assert (weighed["latent"].frames, weighed["jpeg2"].frames) == (RUN, SAMPLE)
+    assert weighed["latent"].shared_bytes > 100
+    assert weighed["latent"].delivered_bytes < weighed["jpeg2"].delivered_bytes
+    assert [choice.decision.codec for choice in choices] == ["latent"]
+    # A fixed camera: one reference serves both batches.
+    shared = {state.digest: state.data for image in encoded for state in image.shared}
+    assert len(shared) == 1
+    found = auto_module.judge(sources, encoded, shared)
+    assert found.background is not None
+    assert found.object is not None
+    assert found.background > 27
+    assert found.object > 34
 
 
 def test_strangers_can_not_make_it_remember_without_end(monkeypatch: pytest.MonkeyPatch) -> None:

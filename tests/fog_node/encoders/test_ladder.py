@@ -44,8 +44,11 @@ def test_settling_ends_it() -> None:
 def test_every_candidate_has_valid_defaults() -> None:
     from fogline.common.images.avif2 import DEFAULTS as AVIF
     from fogline.common.images.jpeg2 import DEFAULTS as JPEG
+    from fogline.fog_node.encoders.latent_params import LatentParams
+
+    LATENT = {name: getattr(LatentParams(), name) for name in ("background_quality", "object_quality")}
 
     for one in CANDIDATES.values():
         params = one.params(one.default)
-        for name, value in {"jpeg2": JPEG, "avif2": AVIF}.get(one.codec, {}).items():
+        for name, value in {"jpeg2": JPEG, "avif2": AVIF, "latent": LATENT}.get(one.codec, {}).items():
             assert abs(params[name] - value) <= 1
