@@ -58,7 +58,8 @@ CANDIDATES: dict[str, Candidate] = {
         ),
         Candidate(
             "siren",
-            tuple({"target_db": db} for db in (24.0, 26.0, 27.0, 28.0, 29.0, 31.0, 33.0)),
+            tuple({"target_db": db} for db in (24.0, 26.0, 27.0, 28.0, 29.0, 31.0, 34.0, 38.0)),
+            ({}, {"bits": 8.0, "object_steps": 2400}),  # its objects have no quality of their own
             default=(2, 0),
             torch=True,
             accelerator=True,

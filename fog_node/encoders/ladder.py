@@ -10,7 +10,8 @@ class LadderSearch:
     """
 
     def __init__(self, rungs: int, start: int | None = None) -> None:
-        self._low, self._high = 0, rungs - 1
+        self.top = rungs - 1
+        self._low, self._high = 0, self.top
         self._first = None if start is None else min(max(start, 0), rungs - 1)
         self._step = 1
 

@@ -67,8 +67,9 @@ def _search(
     slow = 0
     while True:
         rungs = (background.rung, objects.rung)
-        if rungs in tried:
+        if rungs in tried and not _step_up(tried[rungs], goal, rungs, background, objects):
             return Trial(_timed_again(candidate, rungs, frames, tried[rungs], device), rungs)
+        rungs = (background.rung, objects.rung)
         figures = tried[rungs] = measure(candidate, rungs, frames, limits.shared_frames, device)
         slow = slow + 1 if figures.encode_s > limits.encode_s else 0
         if slow == 2:
@@ -84,6 +85,19 @@ def _search(
             objects.settle(candidate.default[1])
         else:
             objects.tell(figures.object_db >= goal.object_db)
+
+
+def _step_up(figures: Figures, goal: Goal, rungs: Rungs, background: LadderSearch, objects: LadderSearch) -> bool:
+    """Settle a rung higher where the answer is not good enough after all, and the ladder goes on.
+
+    In a codec that weighs both kinds of layer against each other, each rung passed beside another one.
+    """
+    before = (background.rung, objects.rung)
+    if figures.background_db is not None and figures.background_db < goal.background_db:
+        background.settle(min(rungs[0] + 1, background.top))
+    if figures.object_db is not None and figures.object_db < goal.object_db:
+        objects.settle(min(rungs[1] + 1, objects.top))
+    return (background.rung, objects.rung) != before
 
 
 def _timed_again(
