@@ -76,10 +76,20 @@ def plan(tmp_path_factory: pytest.TempPathFactory) -> Plan:
     return make_plan([load_sequence(path) for path in clip], 3, 0.7)
 
 
-def run_with_kills(plan: Plan, out: Path, kills: Sequence[Kill], *, train_steps: int) -> Cluster:
+def run_with_kills(
+    plan: Plan, out: Path, kills: Sequence[Kill], *, train_steps: int, uplink: str = "original"
+) -> Cluster:
     """Do the job to its end while processes die; afterwards everything must be as if nothing had happened."""
     settings = Settings(
-        out=out, codec="jpeg2", width=96, height=64, fps=8, train_steps=train_steps, train_edges=1, evaluate_every=5
+        out=out,
+        codec="jpeg2",
+        uplink=uplink,
+        width=96,
+        height=64,
+        fps=8,
+        train_steps=train_steps,
+        train_edges=1,
+        evaluate_every=5,
     )
     cluster = Cluster(plan, settings)
     try:

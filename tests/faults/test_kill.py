@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 
 from fogline.common.errors import UnavailableError
+from fogline.common.images.forms import Form
 from fogline.deploy.local import job
 from fogline.deploy.local.cluster import Cluster, Settings
 from fogline.deploy.local.plan import Plan
+from fogline.fog_node.stats import read_images
 from tests.faults.conftest import Kill, random_kills, run_with_kills
 
 
@@ -27,6 +29,13 @@ def test_one_of_each_dies_in_one_job(plan: Plan, tmp_path: Path) -> None:
     cluster = run_with_kills(plan, tmp_path / "out", kills, train_steps=40)
     restarts = {name: child.restarts for name, child in cluster.supervisor.children.items()}
     assert restarts == {"cloud": 1, "fog": 1, "edge-01": 0, "edge-02": 1, "edge-03": 1}
+
+
+@pytest.mark.timeout(240)  # a whole job, ten seconds of it capture
+def test_edges_that_make_uplink_forms_die_too(plan: Plan, tmp_path: Path) -> None:
+    kills = [Kill("edge-02", 0.1), Kill("fog", 0.3), Kill("edge-03", 0.5), Kill("encoder", 0.7)]
+    cluster = run_with_kills(plan, tmp_path / "out", kills, train_steps=0, uplink="roi")
+    assert {image.form for image in read_images(cluster.data_dir("fog"))} == {Form.ROI}
 
 
 @pytest.mark.timeout(240)
@@ -53,5 +62,6 @@ def test_one_random_kill(plan: Plan, tmp_path: Path, seed: int) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_many_random_kills_in_one_job(plan: Plan, tmp_path: Path) -> None:
-    run_with_kills(plan, tmp_path / "out", random_kills(2024, 12), train_steps=40)
+@pytest.mark.parametrize("uplink", ["original", "roi"])
+def test_many_random_kills_in_one_job(plan: Plan, tmp_path: Path, uplink: str) -> None:
+    run_with_kills(plan, tmp_path / "out", random_kills(2024, 12), train_steps=40, uplink=uplink)
