@@ -6,14 +6,17 @@ import fnmatch
 import re
 import runpy
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from fogline.common.errors import FormatError, InputError
-from fogline.common.images.container import from_bytes
+from fogline.common.images.container import from_bytes, to_bytes
 from fogline.common.images.decode import BatchDecoder
+from fogline.common.images.forms import CODED_FORMS, Form
 from fogline.common.images.jpeg import decode_jpeg, inspect_jpeg
+from fogline.common.images.uplink import decode as decode_upload
 
 HERE = Path(__file__).resolve().parent
 
@@ -79,6 +82,20 @@ def test_jpeg_attack_is_refused(name: str, message: str) -> None:
     with pytest.raises(InputError) as error:
         decode_jpeg((HERE / "jpeg" / f"{name}.jpg").read_bytes())
     assert message in str(error.value)
+
+
+@pytest.mark.parametrize("form", CODED_FORMS)
+def test_no_attack_does_better_as_a_coded_upload(form: Form) -> None:
+    for path in sorted(HERE.glob("*/*.fgl")) + sorted(HERE.glob("jpeg/*.jpg")):
+        data = path.read_bytes()
+        uploads = [data]
+        if path.parent.name == "payload":  # dressed as an upload, so that it gets as far as its payload
+            record = from_bytes(data)
+            plain = replace(record, camera="", capture_time_us=0, boxes=(), source_size=record.size)
+            uploads.append(to_bytes(plain))
+        for upload in uploads:
+            with pytest.raises(InputError, match=f"upload as {form.text}"):
+                decode_upload(form, upload, bytes(range(32)))
 
 
 @pytest.mark.parametrize(
