@@ -31,6 +31,7 @@ from fogline.fog_node.encoders.siren_params import SirenParams
 from fogline.fog_node.encoders.siren_reference import W0, ReferenceFit
 
 SCHEMA = 1
+SEQUENCES = ("OTB_Car1", "OTB_Crossing", "OTB_Human7", "UAV123_boat1", "VOT15_bag")
 STEPS = 10_000
 WIDTH = 640
 _BLOCK = 2560  # pixels
@@ -98,7 +99,7 @@ def frame_source(data: Path, sequence: str) -> LayerSource:
 def render(layers: Weights, source: LayerSource) -> np.ndarray[Any, np.dtype[np.float32]]:
     """What float32 weights (outputs, inputs), (outputs, 1) give for a layer of one network: (h, w, 3), unclamped."""
     (signal,) = source.signals
-    axes = [torch.from_numpy(axis[None]) for axis in (signal.xs, signal.ys)]
+    axes = [torch.tensor(axis)[None] for axis in (signal.xs, signal.ys)]
     return evaluate([(w[None], b[None]) for w, b in layers], *axes)[0].permute(1, 2, 0).numpy()
 
 

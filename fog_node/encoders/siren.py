@@ -68,7 +68,7 @@ class SirenEncoder(ImageEncoder):
         """See ImageEncoder.encode."""
         frames = [self.frame_source(index, image) for index, image in enumerate(images)]
         backgrounds = self.fit(frames, LayerKind.BACKGROUND)
-        decoded = self._decode(backgrounds, frames)
+        decoded = self.decode(backgrounds, frames, LayerKind.BACKGROUND)
         objects = [o for i, background in enumerate(decoded) for o in self.object_sources(i, images[i], background)]
         residuals = self.fit(objects, LayerKind.OBJECT)
         layers = [[self._layer(LayerKind.BACKGROUND, f, b)] for f, b in zip(frames, backgrounds, strict=True)]
@@ -118,10 +118,12 @@ class SirenEncoder(ImageEncoder):
             view[:] = 0
             yield LayerSource(index, (x, y, w, h), scale, shape, Grid(1, 1), values)
 
-    def _decode(self, backgrounds: Sequence[Networks], sources: Sequence[LayerSource]) -> list[NDArray[np.float32]]:
-        """What a receiver decodes at the coded size: (H, W, 3) in [0, 1]."""
+    def decode(
+        self, networks: Sequence[Networks], sources: Sequence[LayerSource], kind: LayerKind
+    ) -> list[NDArray[np.float32]]:
+        """What a receiver decodes of layers of one kind at the coded size: (h, w, 3) of each."""
         places = [source.place for source in sources]
-        tensors = self._codec.render(backgrounds, [LayerKind.BACKGROUND] * len(sources), places, self._device)
+        tensors = self._codec.render(networks, [kind] * len(sources), places, self._device)
         return [tensor.permute(1, 2, 0).cpu().numpy() for tensor in tensors]
 
     def _layer(self, kind: LayerKind, source: LayerSource, networks: Networks) -> Layer:

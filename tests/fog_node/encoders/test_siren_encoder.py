@@ -100,7 +100,7 @@ def test_the_loop_is_closed_over_the_quantised_background(monkeypatch: pytest.Mo
     original = in_box(source.pixels / 255, source)
     closed = decode(encoder(**params).encode([source])[0], (48, 36))[1]
 
-    def before_quantisation(self: SirenEncoder, backgrounds: list[Networks], sources: list) -> list[np.ndarray]:
+    def before_quantisation(self: SirenEncoder, backgrounds: object, sources: list, kind: object) -> list[np.ndarray]:
         fine = SirenEncoder(siren_params({**SMALL, **params, "bits": 8}), "cpu")
         return decode_with(fine.fit(sources, LayerKind.BACKGROUND), sources)
 
@@ -109,7 +109,7 @@ def test_the_loop_is_closed_over_the_quantised_background(monkeypatch: pytest.Mo
         tensors = SirenCodec().render(networks, [LayerKind.BACKGROUND] * len(networks), places, CPU)
         return [t.permute(1, 2, 0).numpy() for t in tensors]
 
-    monkeypatch.setattr(SirenEncoder, "_decode", before_quantisation)
+    monkeypatch.setattr(SirenEncoder, "decode", before_quantisation)
     opened = decode(encoder(**params).encode([source])[0], (48, 36))[1]
     assert psnr(in_box(closed, source), original) > psnr(in_box(opened, source), original) + 1
 
@@ -132,7 +132,7 @@ def test_a_run_is_reproducible_from_its_seed() -> None:
 def test_the_encoder_saw_exactly_what_the_payload_decodes_to(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[np.ndarray] = []
     real = SirenEncoder._decode
-    monkeypatch.setattr(SirenEncoder, "_decode", lambda *a: seen.extend(out := real(*a)) or out)
+    monkeypatch.setattr(SirenEncoder, "decode", lambda *a: seen.extend(out := real(*a)) or out)
     (image,) = encoder(columns=2, rows=2).encode([picture()])
     np.testing.assert_array_equal(decode(image, (48, 36))[0], seen[0])
 
