@@ -112,7 +112,7 @@ class SirenEncoder(ImageEncoder):
         height, width = residual.shape[:2]
         for x, y, w, h in object_regions(image.boxes, width, height):
             view = residual[y : y + h, x : x + w]
-            shape = object_shape(w * h, reference=self._params.profile == "reference")
+            shape = object_shape(w * h, "reference" if self._params.profile == "reference" else self._params.objects)
             scale = residual_range(view)
             values = np.clip(view / np.float32(scale), -1, 1)
             view[:] = 0

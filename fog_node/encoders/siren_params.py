@@ -28,6 +28,9 @@ class SirenParams(Config, frozen=True):
         Annotated[int, Meta(ge=1, description="Pixels per step and background network; unset: a fortieth")] | None
     ) = None
     object_steps: Annotated[int, Meta(ge=1, description="Steps of an object network")] | None = None
+    objects: Annotated[
+        Literal["quick", "fine"], Meta(description="`fine`: deeper networks for large objects, for 4000 steps or more")
+    ] = "quick"
     depth: Annotated[int, Meta(ge=1, le=MAX_DEPTH, description="Sine layers of each background network")] | None = None
     width: Annotated[int, Meta(ge=1, le=MAX_WIDTH, description="Units of each of those layers")] | None = None
     columns: Annotated[int, Meta(ge=1, le=MAX_SIDE, description="Background networks across the frame")] | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +16,7 @@ REFERENCE_BACKGROUND = Shape(10, 28), Grid(1, 1)
 _AREAS = (1001, 3001, 10001)
 _REFERENCE_OBJECTS = (Shape(3, 10), Shape(3, 15), Shape(5, 17), Shape(5, 24))
 _OBJECTS = (Shape(3, 12), Shape(3, 20), Shape(3, 24), Shape(3, 32))
+_FINE_OBJECTS = (Shape(3, 12), Shape(3, 20), Shape(5, 18), Shape(5, 24))  # better once they get thousands of steps
 # Networks per frame and their width, by number of parameters. Small networks side by side reach the quality of a large
 # one of as many parameters, in a fraction of its operations.
 _BACKGROUNDS = (
@@ -27,9 +29,10 @@ _DEPTH = 3
 _PARAMETERS_PER_COEFFICIENT = 0.6
 
 
-def object_shape(area: int, *, reference: bool) -> Shape:
+def object_shape(area: int, kind: Literal["reference", "quick", "fine"]) -> Shape:
     """The network for an object whose region has this many coded pixels."""
-    return (_REFERENCE_OBJECTS if reference else _OBJECTS)[bisect_right(_AREAS, area)]
+    shapes = {"reference": _REFERENCE_OBJECTS, "quick": _OBJECTS, "fine": _FINE_OBJECTS}[kind]
+    return shapes[bisect_right(_AREAS, area)]
 
 
 def background_networks(pixels: NDArray[np.uint8], target_db: float) -> tuple[Shape, Grid]:

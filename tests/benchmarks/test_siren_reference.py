@@ -1,10 +1,13 @@
 """The reference in blocks of pixels is the published one, and its weights survive being written."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
 from fogline.benchmarks import siren_reference
+from fogline.benchmarks.siren_encode import Bench
 from fogline.benchmarks.siren_reference import BlockedReference, loaded, render, saved
 from fogline.common.images.siren_payload import Grid, Shape
 from fogline.fog_node.encoders.siren import LayerSource
@@ -37,3 +40,15 @@ def test_written_weights_are_the_same() -> None:
     fit.step()
     again = loaded(saved(fit.folded()), frame)
     np.testing.assert_array_equal(render(again, frame), render(fit.folded(), frame))
+
+
+@pytest.mark.data
+def test_the_comparison_adds_up_and_leaves_open_what_was_not_run(data_root: Path, tmp_path: Path) -> None:
+    row = Bench(data_root / "tracking", tmp_path, "cpu", images=1, quick=True).sequence("OTB_Crossing")
+    image, parts = row["fast"]["image"], [row["fast"][kind] for kind in ("background", "object")]
+    assert image["bytes"] == sum(part["bytes"] for part in parts)
+    whole = 4 * (Shape(10, 28).parameters + Shape(3, 10).parameters)
+    assert image["times_smaller"] == pytest.approx(whole / image["bytes"])
+    assert image["images_per_s"] == pytest.approx(1 / sum(part["s"] for part in parts))
+    assert "db_more" in parts[1]
+    assert "db_more" not in parts[0]  # the reference's background was not run

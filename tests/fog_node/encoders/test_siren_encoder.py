@@ -131,7 +131,7 @@ def test_a_run_is_reproducible_from_its_seed() -> None:
 
 def test_the_encoder_saw_exactly_what_the_payload_decodes_to(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[np.ndarray] = []
-    real = SirenEncoder._decode
+    real = SirenEncoder.decode
     monkeypatch.setattr(SirenEncoder, "decode", lambda *a: seen.extend(out := real(*a)) or out)
     (image,) = encoder(columns=2, rows=2).encode([picture()])
     np.testing.assert_array_equal(decode(image, (48, 36))[0], seen[0])
@@ -289,6 +289,13 @@ def test_the_reference_keeps_its_best_iterate() -> None:
     signal = Signal(Shape(2, 8), xs, ys, np.zeros((192, 3), np.float32))
     fitted = fit_reference(signal, 60, 0, CPU)
     assert fitted.weights.shape == (Shape(2, 8).parameters,)
+
+
+def test_large_objects_get_deeper_networks_where_they_are_asked_for() -> None:
+    source = picture(160, 120, box=(20, 20, 80, 70))
+    for objects, shape in (("quick", Shape(3, 24)), ("fine", Shape(5, 18))):
+        (image,) = encoder(steps=5, object_steps=5, objects=objects).encode([source])
+        assert unpack(image.layers[1].payload).shape == shape
 
 
 def test_harder_frames_get_more_parameters() -> None:
