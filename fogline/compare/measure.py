@@ -56,20 +56,13 @@ class Measured:
         return Rung(self.delivered_bytes, self.background_db, self.object_db)
 
 
-@dataclass(frozen=True)
-class Decoded:
-    """What training sees of a folder: uint8 (N, 3, H, W), in the folder's order."""
-
-    images: torch.Tensor
-
-
 def measure(
     folder: Folder, subject: Subject, progress: Progress, view: tuple[int, int] | None = None
-) -> tuple[Measured, Decoded | None]:
+) -> tuple[Measured, torch.Tensor | None]:
     """Encode the frames in order, decode what was written, and compare.
 
-    With `view`, a width and height, the frames are also decoded at that size and returned. Raises FormatError when the
-    codec leaves an image out.
+    With `view`, a width and height, the frames are also decoded at that size and returned: uint8 (N, 3, H, W). Raises
+    FormatError when the codec leaves an image out.
     """
     tally = _Tally()
     views: list[torch.Tensor] = []
@@ -101,7 +94,7 @@ def measure(
             views += [(image * 255).round().to(torch.uint8).cpu() for image in subject.decode(prepared, view)]
         done += len(batch)
         progress(done)
-    return tally.result(sum(len(data) for data in shared.values())), Decoded(torch.stack(views)) if views else None
+    return tally.result(sum(len(data) for data in shared.values())), torch.stack(views) if views else None
 
 
 class _Tally:

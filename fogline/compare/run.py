@@ -54,13 +54,12 @@ def run(
             clock = _Clock(tell, name, len(folder.frames))
             try:
                 wanted = view if (row, column) in shown else None
-                measured, decoded = measure(folder, build_subject(codec, params, device), clock, wanted)
+                measured, views = measure(folder, build_subject(codec, params, device), clock, wanted)
             except FoglineError as error:
                 tell.line(f"{name}: {type(error).__name__}: {error}")
                 yield Point(folder.name, codec, row, column, params, error=error)
                 continue
             tell.line(f"{name}: {measured.delivered_bytes:,.0f} bytes an image, {clock.seconds:.1f} s")
-            views = decoded.images if decoded else None
             yield Point(folder.name, codec, row, column, params, measured, views=views)
 
 

@@ -89,10 +89,10 @@ def test_bytes_are_those_of_whole_records(folder: Folder) -> None:
 
 
 def test_views_are_what_a_detector_would_see(folder: Folder) -> None:
-    _, decoded = measure(folder, build_subject("jpeg2", {}), lambda done: None, (64, 48))
-    assert decoded is not None
-    assert decoded.images.shape == (7, 3, 48, 64)
-    assert str(decoded.images.dtype) == "torch.uint8"
+    _, views = measure(folder, build_subject("jpeg2", {}), lambda done: None, (64, 48))
+    assert views is not None
+    assert views.shape == (7, 3, 48, 64)
+    assert str(views.dtype) == "torch.uint8"
 
 
 def test_an_encoder_that_leaves_images_out_is_told_apart(folder: Folder) -> None:
