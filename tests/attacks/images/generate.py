@@ -202,6 +202,16 @@ def payloads() -> dict[str, bytes]:
         "siren-2-cut": coded(3, b"\x03\x0a\x01\x8a" + bytes(7), version=2),
         "siren-2-huge-grid": coded(3, b"\x10\x80\xff\x8a" + bytes(64), version=2),
         "siren-2-table": coded(3, b"\x01\x01\x00\x8a" + bytes(2) + b"\xff\x00" + bytes(40), version=2),
+        "latent-empty-head": coded(4, b"\x00\x00"),
+        "latent-unknown-flag": coded(4, b"\x00\x04\x28"),
+        "latent-step-too-large": coded(4, b"\x00\x00\x51"),
+        "latent-still-with-cargo": coded(4, b"\x00\x00\x28cargo"),
+        "latent-stream-cut": coded(4, b"\x00\x01\x28\x04\x00ab"),
+        "latent-stream-half-a-state": coded(4, b"\x00\x01\x28\x01\x00ab"),
+        "latent-state-too-low": coded(4, b"\x00\x01\x28\x02\x00\x00\x00\x01\x00"),
+        "latent-no-motion-numbers": coded(4, b"\x00\x01\x28\x00\x00"),
+        "latent-motion-beyond-frames": coded(4, b"\x00\x01\x28\x00\x00" + b"\x00\x00\xff\xff" * 12),
+        "latent-no-reference": coded(4, b"\x00\x00\x28"),
         "siren-2-stream-left": coded(3, b"\x01\x01\x00\x8a" + bytes(4) + b"\x00\x80\x00\x00" + bytes(40), version=2),
     }
 
