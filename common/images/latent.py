@@ -12,18 +12,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from fogline.common.errors import FormatError
-from fogline.common.images import resample
 from fogline.common.images.codec import LayerCodec, Placement, SharedBlobs, register
 from fogline.common.images.latent_motion import Field
 from fogline.common.images.latent_payload import LAYOUTS, Latents, unpack, vectors
 from fogline.common.images.latent_picture import ReferencePicture, unpack_picture
-from fogline.common.images.latent_render import Window, field_tensor, predict, residual
+from fogline.common.images.latent_render import field_tensor, predict, residual
 from fogline.common.images.record import Layer, LayerKind
+from fogline.common.images.sampling import Sampling, Window
 
 _CPU_PIXELS = 1 << 19  # of one tensor call: bounds its memory
 _GPU_PIXELS = 1 << 25
@@ -74,11 +72,11 @@ class Latent(LayerCodec):
             most = max(1, (_CPU_PIXELS if device.type == "cpu" else _GPU_PIXELS) // (size[0] * size[1]))
             for start in range(0, len(members), most):
                 some = members[start : start + most]
-                samplings = [_Sampling.of(places[i], size) for i in some]
+                samplings = [Sampling.of(places[i], size) for i in some]
                 # What any of them needs: on a device with a launch to each call, one call for all costs the least.
                 window = _union([sampling.window for sampling in samplings])
                 pixels = decode([prepared[i] for i in some], device, window)
-                out.update((i, samplings[n].take(pixels[n], window)) for n, i in enumerate(some))
+                out.update((i, samplings[n].take(pixels[n], window).clamp_(0, 1)) for n, i in enumerate(some))
         return [out[i] for i in range(len(prepared))]
 
 
@@ -97,34 +95,6 @@ def decode(layers: Sequence[PreparedLatents], device: torch.device, window: Wind
     if any(one.planes is not None for one in latents):
         out += residual(latents, layout, first.region[2:], window, device)
     return out.div_(255).clamp_(0, 1)
-
-
-@dataclass(frozen=True)
-class _Sampling:
-    """How a placement is sampled from its layer."""
-
-    window: Window  # the pixels that it needs
-    down: NDArray[np.float32] | None  # weights (rows of the placement, rows of the window); None: pixel for pixel
-    across: NDArray[np.float32] | None
-
-    @classmethod
-    def of(cls, place: Placement, size: tuple[int, int]) -> _Sampling:
-        w, h = size
-        x0, y0, x1, y1 = place.source
-        if place.source == (0.0, 0.0, 1.0, 1.0) and (place.w, place.h) == size:
-            return cls(Window(0, 0, w, h), None, None)
-        left, across = resample.weights(place.w, x0 * w, x1 * w, w)
-        top, down = resample.weights(place.h, y0 * h, y1 * h, h)
-        return cls(Window(left, top, across.shape[1], down.shape[1]), down, across)
-
-    def take(self, pixels: torch.Tensor, within: Window) -> torch.Tensor:
-        """The placement's pixels (3, h, w) from those of a window around what it needs."""
-        if self.down is None or self.across is None:
-            return pixels
-        x, y = self.window.x - within.x, self.window.y - within.y
-        part = pixels[:, y : y + self.window.h, x : x + self.window.w]
-        rows, columns = (torch.from_numpy(weights).to(pixels.device) for weights in (self.down, self.across))
-        return (rows @ part @ columns.T).clamp_(0, 1)
 
 
 def _union(windows: Sequence[Window]) -> Window:

@@ -8,7 +8,6 @@ DCT-II. Luma and colour differences are BT.601's, full range.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
@@ -18,6 +17,7 @@ from torch.nn import functional
 from fogline.common.images.latent_blocks import Plane
 from fogline.common.images.latent_motion import Field
 from fogline.common.images.latent_payload import Latents, Layout, step_size
+from fogline.common.images.sampling import Window
 
 BLUE, RED = 1.772, 1.402  # of BT.601: B = Y + BLUE Cb, R = Y + RED Cr
 GREEN_BLUE, GREEN_RED = -0.344136, -0.714136
@@ -30,16 +30,6 @@ def cosines(size: int) -> torch.Tensor:
     matrix = np.cos(angle) * np.sqrt(2 / size)
     matrix[0] /= np.sqrt(2)
     return torch.from_numpy(matrix.astype(np.float32))
-
-
-@dataclass(frozen=True)
-class Window:
-    """The part of a layer that is wanted, in its pixels."""
-
-    x: int
-    y: int
-    w: int
-    h: int
 
 
 def predict(

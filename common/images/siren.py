@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 
 from fogline.common.images.codec import LayerCodec, Placement, register
 from fogline.common.images.record import Layer, LayerKind
+from fogline.common.images.sampling import Sampling
 from fogline.common.images.siren_base import base_weights
 from fogline.common.images.siren_canvas import Canvas, send
 from fogline.common.images.siren_payload import STEPS, Networks, Shape, unpack
@@ -31,6 +33,14 @@ _GROUP_ELEMENTS = 1 << 24  # weights and sines of networks evaluated together: b
 Weights = Sequence[tuple[torch.Tensor, torch.Tensor]]  # (N, outputs, inputs) and (N, outputs, 1) of every layer
 
 
+@dataclass(frozen=True)
+class PreparedNetworks:
+    """A layer's networks, and the size in pixels (width, height) of the region that they were fitted to."""
+
+    networks: Networks
+    size: tuple[int, int]
+
+
 @register
 class SirenCodec(LayerCodec):
     """Decodes `siren` layers: networks of one shape together, as batched matrix products."""
@@ -40,25 +50,40 @@ class SirenCodec(LayerCodec):
     name: ClassVar[str] = "siren"
     additive: ClassVar[bool] = True
 
-    def prepare(self, layer: Layer, shared: Mapping[bytes, bytes]) -> Networks:
+    def prepare(self, layer: Layer, shared: Mapping[bytes, bytes]) -> PreparedNetworks:
         """Parse and entropy-decode; see `unpack`."""
-        return unpack(layer.payload, layer.version)
+        return PreparedNetworks(unpack(layer.payload, layer.version), layer.region[2:])
 
     def render(
         self, prepared: Sequence[Any], kinds: Sequence[LayerKind], places: Sequence[Placement], device: torch.device
     ) -> list[torch.Tensor]:
-        """See LayerCodec.render."""
-        canvas = Canvas(kinds, places, device)
-        for shape, frequency, members in _groups(prepared, places):
-            weights = np.stack([prepared[i].weights[tile.network] for i, tile in members])
-            steps = np.stack([prepared[i].steps[tile.network] for i, tile in members])
+        """See LayerCodec.render.
+
+        Networks were fitted at the centres of their layer's pixels, and between them objects are 3 to 4 dB worse: they
+        are evaluated at the centres that a placement needs, and resampled from there.
+        """
+        samplings = [Sampling.of(place, one.size) for one, place in zip(prepared, places, strict=True)]
+        evaluated = [_on_grid(sampling, one.size) for one, sampling in zip(prepared, samplings, strict=True)]
+        networks = [one.networks for one in prepared]
+        canvas = Canvas(kinds, evaluated, device)
+        for shape, frequency, members in _groups(networks, evaluated):
+            weights = np.stack([networks[i].weights[tile.network] for i, tile in members])
+            steps = np.stack([networks[i].steps[tile.network] for i, tile in members])
             base = send(base_weights(shape, frequency).copy(), device)
             layers = dequantise(shape, send(weights, device), send(STEPS[steps], device), base)
             values = evaluate(
                 layers, _stack([t.xs for _, t in members], device), _stack([t.ys for _, t in members], device)
             )
             canvas.fill(members, values)
-        return canvas.layers()
+        pixels = zip(samplings, canvas.layers(), strict=True)
+        return [sampling.take(layer, sampling.window) for sampling, layer in pixels]
+
+
+def _on_grid(sampling: Sampling, size: tuple[int, int]) -> Placement:
+    """The window of a sampling, pixel for pixel."""
+    window, (w, h) = sampling.window, size
+    source = (window.x / w, window.y / h, (window.x + window.w) / w, (window.y + window.h) / h)
+    return Placement(0, 0, window.w, window.h, source)
 
 
 def dequantise(shape: Shape, weights: torch.Tensor, steps: torch.Tensor, base: torch.Tensor) -> Weights:

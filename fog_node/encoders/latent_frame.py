@@ -16,9 +16,10 @@ from fogline.common.images.latent import Latent
 from fogline.common.images.latent_motion import Field
 from fogline.common.images.latent_payload import LAYOUTS, Latents, Layout, pack, step_size, vectors
 from fogline.common.images.latent_picture import ReferencePicture
-from fogline.common.images.latent_render import Window, cosines, field_tensor, predict, residual
+from fogline.common.images.latent_render import cosines, field_tensor, predict, residual
 from fogline.common.images.record import Layer, LayerKind
 from fogline.common.images.regions import Region, object_regions
+from fogline.common.images.sampling import Window
 from fogline.fog_node.encoders.latent_quantise import quantise
 from fogline.fog_node.encoders.motion_search import (
     affine_motion,

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from fogline.common.images.codec import EncodedImage, ImageEncoder, Placement, SourceImage
 from fogline.common.images.record import Layer, LayerKind
 from fogline.common.images.regions import object_regions
-from fogline.common.images.siren import SirenCodec
+from fogline.common.images.siren import PreparedNetworks, SirenCodec
 from fogline.common.images.siren_payload import Grid, Networks, Shape, pack
 from fogline.common.images.siren_tiles import tiles
 from fogline.fog_node.encoders.siren_batches import Signal, fit_batches
@@ -123,7 +123,8 @@ class SirenEncoder(ImageEncoder):
     ) -> list[NDArray[np.float32]]:
         """What a receiver decodes of layers of one kind at the coded size: (h, w, 3) of each."""
         places = [source.place for source in sources]
-        tensors = self._codec.render(networks, [kind] * len(sources), places, self._device)
+        prepared = [PreparedNetworks(n, s.region[2:]) for n, s in zip(networks, sources, strict=True)]
+        tensors = self._codec.render(prepared, [kind] * len(sources), places, self._device)
         return [tensor.permute(1, 2, 0).cpu().numpy() for tensor in tensors]
 
     def _layer(self, kind: LayerKind, source: LayerSource, networks: Networks) -> Layer:

@@ -18,8 +18,9 @@ from fogline.common.images.latent_blocks import Plane, read_plane, write_plane
 from fogline.common.images.latent_motion import affine_field, read_field, write_field
 from fogline.common.images.latent_payload import LAYOUTS, Latents, pack, unpack
 from fogline.common.images.latent_picture import pack_picture, unpack_picture
-from fogline.common.images.latent_render import Window, cosines
+from fogline.common.images.latent_render import cosines
 from fogline.common.images.record import ImageRecord, Layer, LayerKind
+from fogline.common.images.sampling import Window
 from fogline.common.images.static_rans import Decoder, Encoder
 
 CPU = torch.device("cpu")

@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fogline.common.errors import FormatError
-from fogline.common.images import rans, siren
+from fogline.common.images import rans, resample, siren
 from fogline.common.images.codec import Placement, codec_of
 from fogline.common.images.record import Layer, LayerKind
-from fogline.common.images.siren import SirenCodec
+from fogline.common.images.siren import PreparedNetworks, SirenCodec
 from fogline.common.images.siren_base import base_weights
 from fogline.common.images.siren_payload import MAX_FREQUENCY, STEPS, Grid, Networks, Shape, pack, unpack
 from fogline.common.images.siren_tiles import tiles
@@ -73,7 +73,10 @@ def expected(nets: Networks, kind: LayerKind, place: Placement) -> np.ndarray:
 
 
 def render(nets: list[Networks], places: list[Placement], kind: LayerKind = LayerKind.BACKGROUND) -> list[np.ndarray]:
-    images = SirenCodec().render(nets, [kind] * len(nets), places, CPU)
+    """At the size at which a placement takes the layer's pixels one for one."""
+    sizes = [(round(p.w / (p.source[2] - p.source[0])), round(p.h / (p.source[3] - p.source[1]))) for p in places]
+    prepared = [PreparedNetworks(net, size) for net, size in zip(nets, sizes, strict=True)]
+    images = SirenCodec().render(prepared, [kind] * len(nets), places, CPU)
     assert all(image.dtype == torch.float32 for image in images)
     return [image.permute(1, 2, 0).numpy() for image in images]
 
@@ -98,9 +101,15 @@ def test_a_crop_is_the_slice_of_the_whole() -> None:
     np.testing.assert_allclose(crop, whole[7:17, 5:25], atol=1e-4)
 
 
-def test_a_source_beyond_the_region_continues_the_edge_networks() -> None:
-    nets, place = networks(2, 8, 2, 2), Placement(0, 0, 8, 8, (-0.05, -0.05, 1.05, 1.05))
-    np.testing.assert_allclose(render([nets], [place])[0], expected(nets, LayerKind.BACKGROUND, place), atol=1e-4)
+def test_between_pixels_it_is_resampled_from_them() -> None:
+    nets, size, source = networks(3, 12, 2, 2), (20, 16), (-0.02, 0.1, 0.7, 1.03)
+    whole = render([nets], [Placement(0, 0, *size, WHOLE)])[0]
+    place = Placement(0, 0, 13, 9, source)
+    (found,) = SirenCodec().render([PreparedNetworks(nets, size)], [LayerKind.BACKGROUND], [place], CPU)
+    left, across = resample.weights(13, source[0] * 20, source[2] * 20, 20)
+    top, down = resample.weights(9, source[1] * 16, source[3] * 16, 16)
+    part = whole[top : top + down.shape[1], left : left + across.shape[1]]
+    np.testing.assert_allclose(found.permute(1, 2, 0), np.einsum("ay,yxc,bx->abc", down, part, across), atol=1e-5)
 
 
 def test_a_mix_of_shapes_and_sizes_decodes_as_one_by_one() -> None:
@@ -204,9 +213,9 @@ def test_version_1_still_decodes() -> None:
     nets = networks(3, 10, 3, 2)
     payload = packed_in_version_1(nets)
     prepared = codec_of(3, 1).prepare(Layer(LayerKind.BACKGROUND, 3, 1, (0, 0, 9, 9), 1.0, payload), {})
-    np.testing.assert_array_equal(prepared.weights, nets.weights)
+    np.testing.assert_array_equal(prepared.networks.weights, nets.weights)
     place = Placement(0, 0, 12, 9, WHOLE)
-    np.testing.assert_array_equal(render([prepared], [place])[0], render([nets], [place])[0])
+    np.testing.assert_array_equal(render([prepared.networks], [place])[0], render([nets], [place])[0])
     for wrong in (*(payload[:n] for n in range(len(payload))), payload + b"\0"):
         with pytest.raises(FormatError):
             unpack(wrong, 1)
@@ -232,7 +241,8 @@ def test_it_is_registered() -> None:
     assert (codec.name, codec.additive) == ("siren", True)
     payload = pack(networks())
     prepared = codec.prepare(Layer(LayerKind.OBJECT, 3, 2, (0, 0, 4, 4), 1.0, payload), {})
-    assert prepared.weights.dtype == np.int8
+    assert prepared.networks.weights.dtype == np.int8
+    assert prepared.size == (4, 4)
 
 
 def test_truncated_and_extended_payloads_are_refused() -> None:

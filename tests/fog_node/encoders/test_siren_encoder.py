@@ -9,7 +9,7 @@ import torch
 from fogline.common.errors import ConfigError
 from fogline.common.images.codec import EncodedImage, ImageEncoder, Placement, SourceImage
 from fogline.common.images.record import LayerKind
-from fogline.common.images.siren import SirenCodec
+from fogline.common.images.siren import PreparedNetworks, SirenCodec
 from fogline.common.images.siren_payload import Grid, Networks, Shape, unpack
 from fogline.fog_node.encoders import build_encoder
 from fogline.fog_node.encoders.siren import SirenEncoder
@@ -106,7 +106,8 @@ def test_the_loop_is_closed_over_the_quantised_background(monkeypatch: pytest.Mo
 
     def decode_with(networks: list[Networks], sources: list) -> list[np.ndarray]:
         places = [s.place for s in sources]
-        tensors = SirenCodec().render(networks, [LayerKind.BACKGROUND] * len(networks), places, CPU)
+        prepared = [PreparedNetworks(n, s.region[2:]) for n, s in zip(networks, sources, strict=True)]
+        tensors = SirenCodec().render(prepared, [LayerKind.BACKGROUND] * len(networks), places, CPU)
         return [t.permute(1, 2, 0).numpy() for t in tensors]
 
     monkeypatch.setattr(SirenEncoder, "decode", before_quantisation)
@@ -140,7 +141,7 @@ def test_the_encoder_saw_exactly_what_the_payload_decodes_to(monkeypatch: pytest
 def test_it_decodes_at_two_sizes() -> None:
     source = picture()
     (image,) = encoder(width=16, steps=400).encode([source])
-    nets = unpack(image.layers[0].payload)
+    nets = PreparedNetworks(unpack(image.layers[0].payload), (48, 36))
     places = [Placement(0, 0, w, h, WHOLE) for w, h in ((48, 36), (96, 72))]
     small, large = SirenCodec().render([nets, nets], [LayerKind.BACKGROUND] * 2, places, CPU)
     averaged = large.view(3, 36, 2, 48, 2).mean((2, 4))
