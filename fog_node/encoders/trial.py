@@ -142,7 +142,7 @@ def measure(
         object_db=found.object,
         decode_s=(time.perf_counter() - began) / len(frames),
         shared_bytes=sum(map(len, shared.values())) / max(1, len(shared)),
-        shared_frames=len(frames) / len(shared) if len(shared) > 1 else shared_frames,
+        shared_frames=len(frames) / len(shared) if len(shared) > 1 else shared_frames if shared else 1.0,
     )
 
 
