@@ -19,7 +19,7 @@ from fogline.fog_node.encoders.auto import LASTS
 from fogline.fog_node.encoders.candidates import Candidate
 from fogline.fog_node.encoders.trial import Limits, Trial, run_trial
 
-RUN = 16  # frames that a stateful codec is tried on, at least
+RUN = 16  # frames, one after the other, that a stateful codec is tried on, at least
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,10 @@ def measure(
     device: str,
     tell: Callable[[str], object],
 ) -> Measured:
-    """Try the candidates on `frames` frames: spread over the sequence, or its first ones for a stateful codec.
+    """Try the candidates on `frames` frames, spread over the sequence.
+
+    With a stateful codec among them all are tried on a run of frames from its middle: that codec on each, the others on
+    `frames` spread over the run, so that they are judged by the same.
 
     Shared state that outlasts the frames it was tried on is expected to last `LASTS` times as long. Raises InputError
     when a frame can't be read.
@@ -56,7 +59,12 @@ def measure(
     sizes = Counter(coded_size(frame.width, frame.height, width) for frame in sequence.frames)
     size = sizes.most_common(1)[0][0]
     usable = [frame for frame in sequence.frames if coded_size(frame.width, frame.height, width) == size]
-    chosen = spread(usable, frames)
+    run = usable
+    if any(candidate.stateful for candidate in candidates):
+        length = max(frames, RUN)
+        start = max(0, len(usable) - length) // 2
+        run = usable[start : start + length]
+    chosen = spread(run, frames)
     spread_out = [_load(frame, sequence.name, size) for frame in chosen]
     uploaded = [_uploaded(frame, form, width) for frame in chosen]
     figures, dropped = [], []
@@ -64,7 +72,7 @@ def measure(
         tell(f"{sequence.name}: {candidate.codec}")
         taken = spread_out
         if candidate.stateful:
-            taken = [_load(frame, sequence.name, size) for frame in usable[: max(frames, RUN)]]
+            taken = [_load(frame, sequence.name, size) for frame in run]
         found = run_trial(candidate, taken, goal, Limits(max_encode_s, min(LASTS * len(taken), len(usable))), device)
         if isinstance(found, Trial):
             figures.append(found.figures)
