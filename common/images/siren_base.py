@@ -21,7 +21,7 @@ _FIRST = 300_000
 _OUTPUT = 30  # the linear layer starts this much smaller than a sine layer
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=16)
 def base_weights(shape: Shape, frequency: int) -> NDArray[np.float32]:
     """Float32 (parameters,) in the order of `Networks.weights`; zeros for frequency 0.
 
