@@ -297,7 +297,7 @@ def fits(
     inputs = inputs_of(
         archives,
         images,
-        ["none", None],
+        ["none", "device", None] if device.type == "cuda" else ["none", None],
         workers,
         1,
         size=view,
