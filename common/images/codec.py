@@ -27,9 +27,9 @@ T = TypeVar("T")
 class Placement:
     """Where a layer lands in a target image: the pixels `x, y, w, h` that it must fill at the target size.
 
-    `source` is the same rectangle in coordinates of the layer's own region, which is 0..1 in both axes, so that a
-    coordinate network can be evaluated exactly there and a raster codec can resample. Centres of target pixels lie
-    within the region; at another scale than the coded one, edges may lie half a target pixel outside.
+    `source` is the same rectangle in coordinates of the layer's own region, which is 0..1 in both axes, for
+    a codec to resample. Centres of target pixels lie within the region; at another scale than the coded one, edges may
+    lie half a target pixel outside.
     """
 
     x: int

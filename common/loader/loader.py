@@ -33,8 +33,8 @@ class DecodedLoader:
 
     Images are float32 (B, 3, H, W) on `device`: in [0, 1], or less `mean` and divided by `std`. Targets are a list of
     `Annotation`, or of what `target_transform` makes of each; their boxes are those of the view. With `augment` every
-    image is seen through a random view (crop, scale, mirror, light), which is decoded at `size` directly: pixels and
-    layers out of view are never computed. Order and views depend on `seed`, the epoch and the image alone, not on
+    image is seen through a random view (crop, scale, mirror, light), and only that is decoded: pixels and layers out of
+    view are never computed. Order and views depend on `seed`, the epoch and the image alone, not on
     batches, threads or the cache.
     """
 

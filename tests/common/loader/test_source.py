@@ -20,6 +20,7 @@ from fogline.common.images.container import to_bytes  # noqa: E402
 from fogline.common.images.record import ImageRecord, SharedState  # noqa: E402
 from fogline.common.loader.loader import DecodedLoader  # noqa: E402
 from fogline.common.loader.source import read_source  # noqa: E402
+from fogline.common.models.augment import Augment  # noqa: E402
 from fogline.edge_agent.library import Library  # noqa: E402
 
 
@@ -58,13 +59,17 @@ def test_every_kind_of_source_gives_the_same_batches(tmp_path: Path) -> None:
     library.close()
 
 
-def test_what_fogline_encode_writes(tmp_path: Path) -> None:
+@pytest.mark.parametrize("codec", ["jpeg2", "latent"])
+def test_what_fogline_encode_writes(codec: str, tmp_path: Path) -> None:
+    """Of `latent` with the reference pictures that its records share."""
     (clip,) = write_clip(tmp_path / "clip", cameras=1, frames=3, width=96, height=64)
     file = tmp_path / "clip.fga"
-    assert main(["encode", str(clip), "-o", str(file), "--codec", "jpeg2", "--width", "64"]) == 0
-    ((images, targets),) = batches(file)
-    assert images.shape[0] == 3
-    assert [len(t.labels) for t in targets] == [1, 1, 1]
+    assert main(["encode", str(clip), "-o", str(file), "--codec", codec, "--width", "64"]) == 0
+    ((images, targets),) = batches(file, augment=Augment())
+    assert images.shape == (3, 3, 32, 48)
+    assert sum(len(t.labels) for t in targets) > 0
+    ((kept, _),) = list(DecodedLoader(file, size=(48, 32), device="cpu", cache="ram", augment=Augment()))
+    assert (images - kept).abs().mean() < 5 / 255
 
 
 def test_shared_state_is_read_with_its_records(tmp_path: Path) -> None:
