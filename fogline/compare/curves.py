@@ -60,7 +60,7 @@ class Front:
             for at, rung in grid.items()
             if rung.background_db is not None
         }
-        self._object_db = object_db
+        self._object_db, self._measured = object_db, bool(grid)
         self._best_object = max((rung.object_db for rung in known.values()), default=None)
         reaching = [Place(r.background_db, r.bytes) for r in known.values() if r.object_db >= object_db]
         self.places: tuple[Place, ...] = tuple(_unbeaten([*reaching, *_crossings(known, object_db)]))
@@ -69,7 +69,7 @@ class Front:
     def gap(self) -> str:
         """Why the front is empty."""
         if self._best_object is None:
-            return "no frame has a background"
+            return "no frame has a background" if self._measured else "nothing was measured"
         return f"objects reach {self._best_object:.2f} dB, not {self._object_db:g}"
 
     def at(self, background_db: float) -> Cost | str:

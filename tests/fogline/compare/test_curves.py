@@ -43,6 +43,7 @@ def test_nothing_is_extrapolated() -> None:
     assert front.at(30.01) == "background reaches 30.0 dB"
     assert Front(PAIR, 38.5).at(28) == "objects reach 38.00 dB, not 38.5"
     assert Front({(0, 0): Rung(10, None, 40.0)}, 35.0).at(28) == "no frame has a background"
+    assert Front({}, 35.0).at(28) == "nothing was measured"
 
 
 def test_what_is_finer_than_asked_says_so() -> None:
