@@ -49,7 +49,7 @@ LADDERS: Mapping[str, Ladder] = {
     ),
     # Its objects have no quality of their own: more steps and finer weights raise theirs more than the background's.
     "siren": Ladder(_each("target_db", 22, 25, 28, 31, 34, 38), ({"bits": 6.0}, {"bits": 8.0, "object_steps": 2400})),
-    "latent": Ladder(_each("background_quality", 5, 20, 35, 50), _each("object_quality", 40, 60)),
+    "latent": Ladder(_each("background_quality", 5, 20, 35, 50), _each("object_quality", 25, 40, 60)),
     "av1-video": Ladder(_each("crf", 63, 56, 49, 42, 35, 28, 21, 14)),
     "av1-video2": Ladder(_each("crf", 63, 56, 49, 42, 35, 28), _each("object_crf", 44, 32, 20)),
 }
