@@ -149,6 +149,22 @@ def test_siren(fogline_up: Callable[..., Up], tiny_clip: list[Path]) -> None:
     assert report["training"] is None
 
 
+def test_latent_shares_reference_pictures(fogline_up: Callable[..., Up], tiny_clip: list[Path]) -> None:
+    data = [word for folder in tiny_clip for word in ("--data", folder)]
+    done = fogline_up(
+        *data, "--edges", 3, "--image-codec", "latent", "--width", 96, "--fps", 0, "--train-edges", 0,
+        "--no-train-compare",
+    )  # fmt: skip
+    assert done.code == 0, done.text
+    report = done.report
+    assert (report["images"], report["images_lost"], report["images_duplicated"]) == (14, 0, 0)
+    counted = report["bytes"]
+    assert 0 < counted["shared_state"] < counted["uplink"]
+    parts = ("uplink", "downlink", "shared_state", "control")
+    assert report["gain_vs_source"] == pytest.approx(counted["serverless"] / sum(counted[part] for part in parts))
+    assert report["quality"]["object_psnr_db"] > 30
+
+
 def test_auto(fogline_up: Callable[..., Up], tiny_clip: list[Path]) -> None:
     data = [word for folder in tiny_clip for word in ("--data", folder)]
     params = [word for pair in ("object_db=33", "max_encode_s=60") for word in ("--codec-param", pair)]

@@ -46,6 +46,19 @@ def test_there_and_back(clip: Path, archive: Path, tmp_path: Path) -> None:
             assert np.sqrt((difference**2).mean()) < 20  # the right picture, the right way round
 
 
+def test_shared_state_travels_in_the_file(clip: Path, tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    path = tmp_path / "clip.fga"
+    assert main(["encode", str(clip), "-o", str(path), "--codec", "latent", "--width", "128"]) == 0
+    assert main(["decode", str(path), "-o", str(tmp_path / "out")]) == 0
+    lines = [json.loads(line) for line in (tmp_path / "out" / "images.jsonl").read_text().splitlines()]
+    assert len(lines) == 5
+    for line, source in zip(lines, sorted((clip / "img").iterdir()), strict=True):
+        with Image.open(tmp_path / "out" / line["file"]) as decoded, Image.open(source) as original:
+            difference = np.asarray(decoded, float) - np.asarray(original.convert("RGB").resize((128, 96)), float)
+            assert np.sqrt((difference**2).mean()) < 20
+
+
 def test_a_bad_frame_is_named_and_the_rest_goes_on(
     clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
