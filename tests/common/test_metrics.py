@@ -62,7 +62,7 @@ def test_switched_off() -> None:
 
 @pytest.mark.parametrize("kind", [EdgeMetrics, FogMetrics, CloudMetrics])
 def test_names_have_units_and_labels_are_closed_sets(kind: type[Metrics]) -> None:
-    allowed = {"link": LINKS, "direction": DIRECTIONS, "kind": KINDS, "outcome": None}
+    allowed = {"link": LINKS, "direction": DIRECTIONS, "kind": KINDS, "outcome": None, "form": None, "codec": None}
     for family in kind().registry.collect():
         assert family.name.startswith("fogline_")
         assert family.documentation

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import queue
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -83,14 +84,18 @@ def test_an_upload_survives_kill_9_and_goes_on(start_fog: Any, device: Any) -> N
     shot = coded(1, Form.RESIZED)
     a = device(fog, "a")
     half = len(shot.data) // 2
-    call = a.stub.Upload(_held_open([pb.UploadRequest(offer=shot.offer()), chunk(shot, 0, half)]), timeout=20)
-    assert next(call).accepted.offset == 0
+    outgoing: queue.SimpleQueue[pb.UploadRequest | None] = queue.SimpleQueue()
+    outgoing.put(pb.UploadRequest(offer=shot.offer()))
+    call = a.stub.Upload(iter(outgoing.get, None), timeout=20)
+    assert next(call).accepted.offset == 0  # a chunk before that would break the contract
+    outgoing.put(chunk(shot, 0, half))
     digest = hashlib.sha256(shot.data).digest()
     partial = fog.data_dir / "blobs" / "partial" / digest.hex()
     until(lambda: partial.exists() and partial.stat().st_size == half)
     fog.kill()
     fog.start()
     call.cancel()
+    outgoing.put(None)
     b = device(fog, "b")
     (answer,) = b.raw_upload([pb.UploadRequest(offer=shot.offer())])
     assert answer.accepted.offset == half
