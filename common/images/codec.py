@@ -43,9 +43,14 @@ class SharedBlobs(Mapping[bytes, bytes]):
     """The shared state that one record names, in its order, each blob parsed once for all records that need it."""
 
     def __init__(
-        self, blobs: Mapping[bytes, bytes], digests: Sequence[bytes], opened: MutableMapping[bytes, Any]
+        self,
+        blobs: Mapping[bytes, bytes],
+        digests: Sequence[bytes],
+        opened: MutableMapping[bytes, Any],
+        frame: tuple[int, int] | None = None,
     ) -> None:
-        """`opened` keeps what `open` made, by digest, for as long as its owner likes."""
+        """`opened` keeps what `open` made, by digest, for as long as its owner likes; `frame` is the record's size."""
+        self.frame = frame
         self._blobs = {digest: blobs[digest] for digest in digests}
         self._opened = opened
 

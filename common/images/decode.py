@@ -65,7 +65,7 @@ class BatchDecoder:
             raise FormatError(
                 f"record {record.content_id.hex()[:12]} needs blob {missing[0].hex()[:12]}; fetch it first"
             )
-        layers, blobs = [], SharedBlobs(shared, record.shared, self._opened)
+        layers, blobs = [], SharedBlobs(shared, record.shared, self._opened, record.size)
         for layer in record.layers:
             codec = codec_of(layer.codec, layer.version)
             data = codec.prepare(layer, blobs)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -51,10 +52,12 @@ class Latent(LayerCodec):
         """Entropy-decode a layer and find its reference. Raises FormatError also where that does not fit."""
         width, height = layer.region[2:]
         latents = unpack(layer.payload, layer.kind, width, height)
-        picture = SharedBlobs.of(shared).open(latents.reference, unpack_picture)
+        blobs = SharedBlobs.of(shared)
+        frame = (width, height) if layer.kind is LayerKind.BACKGROUND else blobs.frame
+        picture = blobs.open(latents.reference, partial(unpack_picture, frame=frame))
         x, y = layer.region[:2]
-        if layer.kind is LayerKind.BACKGROUND and picture.size != (width, height):
-            raise FormatError(f"latent frame of {width}x{height} has a reference of {picture.size}; encode it again")
+        if frame is not None and picture.size != frame:
+            raise FormatError(f"a frame of {frame[0]}x{frame[1]} has a reference of {picture.size}; encode it again")
         if x + width > picture.size[0] or y + height > picture.size[1]:
             raise FormatError(f"latent layer at {layer.region} leaves its reference of {picture.size}; encode again")
         return PreparedLatents(layer.kind, layer.region, latents, vectors(latents, layer.kind, width, height), picture)
@@ -65,7 +68,9 @@ class Latent(LayerCodec):
         """See `LayerCodec.render`."""
         groups: dict[tuple[object, ...], list[int]] = {}
         for i, one in enumerate(prepared):
-            groups.setdefault((one.kind, one.region[2:], one.picture.size), []).append(i)
+            # Objects of one picture share it uncopied; a background is as large as its picture.
+            picture = one.picture.size if one.kind is LayerKind.BACKGROUND else id(one.picture)
+            groups.setdefault((one.kind, one.region[2:], picture), []).append(i)
         out: dict[int, torch.Tensor] = {}
         for members in groups.values():
             size = prepared[members[0]].region[2:]
@@ -88,9 +93,10 @@ def decode(layers: Sequence[PreparedLatents], device: torch.device, window: Wind
     stack = torch.stack([picture.pixels.to(device) for picture in distinct.values()]).to(torch.float32)
     order = {key: n for n, key in enumerate(distinct)}
     which = torch.tensor([order[id(layer.picture)] for layer in layers], device=device)
+    references = stack.expand(len(layers), -1, -1, -1) if len(distinct) == 1 else stack[which]
     origins = torch.tensor([layer.region[:2] for layer in layers], dtype=torch.float32, device=device)
     fields = field_tensor([layer.field for layer in layers], device)
-    out = predict(stack[which], origins, fields, layout.block, window)
+    out = predict(references, origins, fields, layout.block, window)
     latents = [layer.latents for layer in layers]
     if any(one.planes is not None for one in latents):
         out += residual(latents, layout, first.region[2:], window, device)

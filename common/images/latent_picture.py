@@ -50,8 +50,8 @@ def pack_picture(width: int, height: int, frame: bytes, crops: Sequence[tuple[Re
     return b"".join(out)
 
 
-def unpack_picture(blob: bytes) -> ReferencePicture:
-    """Parse and decode a blob. Raises FormatError for anything that `pack_picture` doesn't write."""
+def unpack_picture(blob: bytes, frame: tuple[int, int] | None = None) -> ReferencePicture:
+    """Parse and decode a blob. Raises FormatError for a malformed one, or one that is not of `frame`'s size."""
     if len(blob) < _HEAD.size or blob[:3] != _MAGIC[:3]:
         raise _bad("it does not begin as one; the shared state is of another codec")
     magic, width, height, count = _HEAD.unpack_from(blob)
@@ -59,6 +59,8 @@ def unpack_picture(blob: bytes) -> ReferencePicture:
         raise FormatError(f"reference picture of version {magic[3]}: this build reads version {_MAGIC[3]}; update")
     if not (0 < width <= MAX_SIDE and 0 < height <= MAX_SIDE) or count > MAX_CROPS:
         raise _bad(f"it has {width}x{height} pixels and {count} crops")
+    if frame is not None and (width, height) != frame:
+        raise FormatError(f"a frame of {frame[0]}x{frame[1]} has a reference of {width}x{height}; encode it again")
     position, layers = _HEAD.size, []
     pixels, limit = 0, coded_pixels(width, height)
     for number in range(count + 1):

@@ -12,7 +12,7 @@ _A = -0.5
 def weights(count: int, low: float, high: float, length: int) -> tuple[int, NDArray[np.float32]]:
     """Weights for `count` samples that fill `low` to `high` (in source pixels) of a line of `length` pixels.
 
-    Bicubic, widened where the line is reduced so that nothing aliases; what lies outside the line counts as its end.
+    Bicubic, widened where the line is reduced so that nothing aliases; weights beyond the line's ends go to the rest.
     Returns the first source pixel that is needed, and weights (count, needed pixels).
     """
     scale = (high - low) / count

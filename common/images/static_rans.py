@@ -99,6 +99,10 @@ def best_table(histogram: NDArray[np.int64]) -> int:
     return int(np.argmin(costs()[:TABLES] @ histogram))
 
 
+class StreamTooLongError(ValueError):
+    """More symbols than a stream holds: there are cheaper ways to code such a picture."""
+
+
 class Encoder:
     """Collects values and their tables in the order in which a decoder asks for them."""
 
@@ -135,12 +139,15 @@ class Encoder:
             self._golomb(2 * abs(value) - (value > 0))
 
     def finish(self) -> bytes:
-        """Length of the rANS part (u16 little-endian, in 16-bit words), that part, then the plain bits."""
+        """The stream. Raises StreamTooLongError.
+
+        Length of the rANS part (u16 little-endian, in 16-bit words), that part, then the plain bits.
+        """
         stream = _encode(np.concatenate([*self._tables, _NONE]), np.concatenate([*self._symbols, _NONE]))
         bits = np.packbits(np.concatenate([*self._bits, np.empty(0, np.uint8)]))
         words = len(stream) // 2
         if words > 0xFFFF:
-            raise ValueError(f"{len(stream)} bytes of symbols are more than one stream holds")
+            raise StreamTooLongError(f"{len(stream)} bytes of symbols are more than one stream holds")
         return words.to_bytes(2, "little") + stream + bits.tobytes()
 
     def _golomb(self, value: int) -> None:

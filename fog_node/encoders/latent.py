@@ -1,8 +1,9 @@
 """The `latent` encoder: reference pictures for each camera, and frames predicted from them.
 
 A camera's first frame becomes its reference. Those that follow are coded by prediction as long as that pays: a
-reference is replaced when a frame costs more than the mean of all frames that shared it, its own cost included, because
-from then on the mean can only rise. Costs are bits, and squared error at the price of bits.
+reference is replaced when frames cost more than the mean of all frames that shared it, its own cost included, because
+from then on the mean can only rise: two in a row, or one that costs more than the reference did. Costs are bits, and
+squared error at the price of bits.
 """
 
 from __future__ import annotations
@@ -27,8 +28,8 @@ from fogline.common.images.record import Layer, LayerKind, SharedState
 from fogline.fog_node.encoders.latent_frame import Coded, Frame, Reference, Steps, code_frame, squared_error
 from fogline.fog_node.encoders.latent_params import LatentParams
 
-_CAMERAS = 256  # whose references are kept; one that comes back later starts a new one
-_TOGETHER = 4  # frames coded side by side; fixed, so that the same frames give the same bytes on any machine
+_CAMERAS = 64  # whose references are kept, some 100 bytes a pixel; one that comes back later starts a new one
+_TOGETHER = 4  # frames coded side by side; fixed, so that batches give the same bytes on any number of cores
 _PATIENCE = 2  # frames in a row that cost more than the mean, so that one odd frame does not end a reference
 
 
@@ -60,10 +61,12 @@ class LatentEncoder(ImageEncoder):
         out: dict[int, EncodedImage] = {}
         configured = torch.get_num_threads()
         with ThreadPoolExecutor(configured, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            for key, members in runs.items():
-                encoded = self._run(key, [Frame(images[i]) for i in members], pool)
-                out.update(zip(members, encoded, strict=True))
-        torch.set_num_threads(configured)  # a part of the setting is the process's, not the thread's
+            try:
+                for key, members in runs.items():
+                    encoded = self._run(key, [Frame(images[i]) for i in members], pool)
+                    out.update(zip(members, encoded, strict=True))
+            finally:
+                torch.set_num_threads(configured)  # a part of the setting is the process's, not the thread's
         return [out[i] for i in range(len(images))]
 
     def _run(
@@ -81,7 +84,7 @@ class LatentEncoder(ImageEncoder):
             some = frames[at : at + _TOGETHER]
             code = partial(code_frame, reference=camera.reference, steps=self._steps, before=camera.field)
             for frame, coded in zip(some, pool.map(code, some), strict=True):
-                if camera.frames >= self._params.max_frames or self._worn(camera, coded):
+                if camera.frames >= self._params.max_frames or coded is None or self._worn(camera, coded):
                     yield self._begin(key, frame)
                     at += 1
                     break

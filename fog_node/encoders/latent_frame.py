@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -20,6 +21,7 @@ from fogline.common.images.latent_render import cosines, field_tensor, predict, 
 from fogline.common.images.record import Layer, LayerKind
 from fogline.common.images.regions import Region, object_regions
 from fogline.common.images.sampling import Window
+from fogline.common.images.static_rans import StreamTooLongError
 from fogline.fog_node.encoders.latent_quantise import quantise
 from fogline.fog_node.encoders.motion_search import (
     affine_motion,
@@ -100,8 +102,11 @@ def luma(pixels: torch.Tensor) -> torch.Tensor:
     return 0.299 * pixels[0] + 0.587 * pixels[1] + 0.114 * pixels[2]
 
 
-def code_frame(frame: Frame, reference: Reference, steps: Steps, before: Field | None) -> Coded:
-    """Code a frame by prediction. `before` may be the field of the frame before, from the same reference."""
+def code_frame(frame: Frame, reference: Reference, steps: Steps, before: Field | None) -> Coded | None:
+    """Code a frame by prediction; None where that takes more than a payload holds.
+
+    `before` may be the field of the frame before, from the same reference.
+    """
     kind, price = LayerKind.BACKGROUND, steps.price(LayerKind.BACKGROUND)
     layout = LAYOUTS[kind]
     affine = affine_motion(frame.luma, reference.luma)
@@ -109,7 +114,10 @@ def code_frame(frame: Frame, reference: Reference, steps: Steps, before: Field |
     moved = Latents(0, steps.background, affine, offsets, None)
     region = (0, 0, frame.width, frame.height)
     latents, shown = _with_residual(moved, kind, region, frame, reference, ~frame.inside)
-    payload = pack(latents, kind)
+    try:
+        payload = pack(latents, kind)
+    except StreamTooLongError:
+        return None
     layers = [Layer(kind, Latent.number, Latent.version, region, 1.0, payload)]
     cost = 8 * len(payload) + squared_error(frame.pixels, shown, ~frame.inside) / price
     field = vectors(latents, kind, frame.width, frame.height)
@@ -146,8 +154,8 @@ def _code_object(
     )
     moved = Latents(0, steps.object, affine, offsets, None)
     latents, pixels = _with_residual(moved, kind, region, frame, reference, None)
-    layer = Layer(kind, Latent.number, Latent.version, region, 1.0, pack(latents, kind))
-    consider(layer, pixels)
+    with suppress(StreamTooLongError):
+        consider(Layer(kind, Latent.number, Latent.version, region, 1.0, pack(latents, kind)), pixels)
     crop = np.ascontiguousarray(frame.image.pixels[y : y + h, x : x + w])
     payload = avif2.encode_payload(crop, steps.object_quality, full_chroma=True)
     layer = Layer(kind, avif2.Avif2.number, avif2.Avif2.version, region, 1.0, payload)

@@ -237,7 +237,8 @@ def _square(reach: int) -> Iterator[tuple[int, int]]:
 
 def _bounded(offsets: torch.Tensor, base: torch.Tensor) -> Field:
     total = (base + offsets).clamp(-MAX_VECTOR, MAX_VECTOR)
-    out: Field = (total - base).round().to(torch.int32).numpy()
+    most = MAX_VECTOR - 1  # so that a difference of two has at most 15 bits
+    out: Field = (total - base).round().clamp(-most, most).to(torch.int32).numpy()
     return out
 
 

@@ -242,6 +242,24 @@ def test_a_reference_of_another_size_is_refused() -> None:
         BatchDecoder().prepare(made, shared)
 
 
+def test_many_objects_share_one_reference_uncopied() -> None:
+    things = [
+        Layer(LayerKind.OBJECT, Latent.number, 1, (i % 50, i // 50, 2, 2), 1.0, bytes([0, 0, 40])) for i in range(500)
+    ]
+    made, shared = record([background(bytes([0, 0, 40])), *things], [reference()])
+    decoder = BatchDecoder()
+    shown = decoder.decode([decoder.prepare(made, shared)])[0]
+    assert torch.equal((shown * 255).round().to(torch.uint8), unpack_picture(reference()).pixels)
+
+
+def test_an_object_s_reference_is_of_the_frame_s_size() -> None:
+    large, small = reference(texture(W + 8, H)), reference()
+    thing = Layer(LayerKind.OBJECT, Latent.number, 1, (0, 0, 8, 8), 1.0, bytes([1, 0, 40]))
+    made, shared = record([background(bytes([0, 0, 40])), thing], [small, large])
+    with pytest.raises(FormatError, match="has a reference of"):
+        BatchDecoder().prepare(made, shared)
+
+
 def test_shared_state_of_another_kind_is_refused() -> None:
     made, shared = record([background(bytes([0, 0, 40]))], [b"weights of something else"])
     with pytest.raises(FormatError, match="another codec"):

@@ -97,7 +97,7 @@ def test_quality_follows_its_parameters() -> None:
     assert high > low + 3
 
 
-def test_the_same_frames_give_the_same_bytes_however_they_are_batched() -> None:
+def test_the_same_batches_give_the_same_bytes() -> None:
     images = walk(6)
     at_once = encoder().encode(images)
     one = encoder()
@@ -178,6 +178,15 @@ def test_more_objects_than_a_reference_holds_are_still_coded() -> None:
     found = quality(images, encoder().encode(images))
     assert found.object is not None
     assert found.object > 34
+
+
+def test_a_frame_beyond_what_a_payload_holds_is_coded_all_the_same() -> None:
+    rng = np.random.default_rng(0)
+    noise = [rng.integers(0, 256, (400, 640, 3), np.uint8) for _ in range(2)]
+    images = [SourceImage(pixels, ((0.0, 0.0, 640.0, 400.0),), "c") for pixels in noise]
+    found = quality(images, encoder(background_quality=100, object_quality=100).encode(images))
+    assert found.object is not None
+    assert found.object > 30
 
 
 def test_flat_frames_cost_next_to_nothing() -> None:
