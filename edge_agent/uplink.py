@@ -63,13 +63,22 @@ class Transcoder:
             config.roi_background_quality or min(100, advice.background_quality) or Qualities.roi_background,
         )
 
+    def refused(self, detail: str) -> None:
+        """The fog node took no image in this form: from now on images go as captured, until the next connection."""
+        if self.form is not Form.ORIGINAL:
+            _log.warning("the fog node refused form %s, images are sent as captured: %s", self.form.text, detail)
+            self.form = Form.ORIGINAL
+
     def make(self, item: Item, jpeg: bytes) -> Upload:
         """The image in the chosen form, or as captured where that is smaller, or where only the fog node can say
         what is wrong with it."""
+        form = self.form  # once: `refused` may come from another thread
+        if form is Form.ORIGINAL:
+            return Upload.original(item)
         began = time.thread_time()
         try:
             data = encode(
-                self.form,
+                form,
                 jpeg,
                 item.content_id,
                 item.boxes,
@@ -85,7 +94,7 @@ class Transcoder:
             self._spent(time.thread_time() - began)
         if len(data) >= len(jpeg):
             return Upload.original(item)
-        return Upload(item, self.form, len(data), hashlib.sha256(data).digest(), data)
+        return Upload(item, form, len(data), hashlib.sha256(data).digest(), data)
 
 
 def _choose(config: UplinkConfig, advice: pb.UplinkAdvice) -> Form:

@@ -236,7 +236,13 @@ class _Stream:
             self._owner.full = ""
             self._link.progressed()
         elif isinstance(outcome, Drop):
-            item = self._uploads.pop(outcome.content_id).item
+            upload = self._uploads.pop(outcome.content_id)
+            if upload.form is not Form.ORIGINAL:  # the fog node may dislike the form alone: nothing is lost by that
+                self._outbox.release([outcome.content_id])
+                self._transcoder.refused(outcome.detail)
+                self._owner.form = Form.ORIGINAL
+                return
+            item = upload.item
             _log.warning("the fog node refused an image of %s: %s", item.camera, outcome.detail)
             self._outbox.reject(outcome.content_id, outcome.detail, self._clock.wall_us())
         elif isinstance(outcome, RetryLater):

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from msgspec import Meta, field
+from PIL import features
 
 from fogline.common.boxes import MAX_BOXES
 from fogline.common.config import Config, LogConfig, MetricsConfig, TlsConfig
@@ -59,14 +60,17 @@ class UplinkConfig(Config, frozen=True):
 
     @property
     def forms(self) -> tuple[Form, ...]:
-        """Every form that is taken."""
-        return (Form.ORIGINAL, *(Form.of(name) for name in self.accept))
+        """Every form that is taken: of `accept`, what the Pillow that is installed can read."""
+        named = (Form.of(name) for name in self.accept)
+        readable = features.check("avif")
+        return (Form.ORIGINAL, *(form for form in named if readable or form not in (Form.AVIF, Form.ROI)))
 
     def advice(self, keep_sources: bool) -> Form:
         """The form that edges are advised to send: the smallest, unless what was captured is wanted."""
         if self.advise != "auto":
-            return Form.of(self.advise)
-        smallest = [form for form in ("roi", "avif", "resized") if form in self.accept]
+            wanted = Form.of(self.advise)
+            return wanted if wanted in self.forms else Form.ORIGINAL
+        smallest = [form for form in ("roi", "avif", "resized") if Form.of(form) in self.forms]
         return Form.ORIGINAL if keep_sources or not smallest else Form.of(smallest[0])
 
 

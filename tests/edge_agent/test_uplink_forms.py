@@ -158,6 +158,29 @@ def test_a_fog_node_that_changes_its_mind_gets_the_other_form(tmp_path: Path) ->
     assert [offer.form for offer in fog.offers] == [Form.ROI.value, Form.AVIF.value]
 
 
+@pytest.mark.parametrize("form", CODED_FORMS)
+def test_a_refused_form_costs_no_image(tmp_path: Path, form: Form, caplog: pytest.LogCaptureFixture) -> None:
+    fog = advising(form)
+    fog.on_offer = lambda offer: (
+        pb.UploadResponse(
+            rejected=pb.UploadRejected(content_id=offer.content_id, reason=pb.REJECT_REASON_INVALID, detail="no form")
+        )
+        if offer.form
+        else None
+    )
+    with serving(fog), parts(tmp_path, fog, run="upload") as edge:
+        images = edge.add(*range(5), size=LARGE)
+        until(lambda: edge.outbox.count == 0)
+        assert set(fog.stored.values()) == set(images)
+        assert edge.outbox.totals() == {"captured": 5, "stored": 5}
+        assert edge.uploader.form is Form.ORIGINAL
+        edge.add(7, size=LARGE)
+        until(lambda: edge.outbox.count == 0)
+    assert fog.offers[0].form == form.value
+    assert fog.offers[-1].form == 0
+    assert sum("refused form" in message for message in caplog.messages) == 1
+
+
 def _poor(size: tuple[int, int]) -> bytes:
     out = io.BytesIO()
     Image.open(io.BytesIO(jpeg(2, size))).save(out, "JPEG", quality=30)

@@ -13,13 +13,13 @@ import pytest
 from fog_helpers import Device, Shot, chunk, picture, until
 
 from fogline.common.boxes import Box
-from fogline.common.errors import ProtocolError
+from fogline.common.errors import InputError, ProtocolError
 from fogline.common.images import quality
 from fogline.common.images.container import from_bytes, to_bytes
 from fogline.common.images.decode import BatchDecoder
 from fogline.common.images.forms import CODED_FORMS, Form, Qualities
 from fogline.common.images.jpeg import decode_jpeg, resize
-from fogline.common.images.uplink import encode
+from fogline.common.images.uplink import decode, encode
 from fogline.common.rpc.gen import images_pb2 as pb
 from fogline.common.wire.upload import Drop, MarkStored, RetryLater
 from fogline.fog_node.config import FogConfig, UplinkConfig
@@ -248,3 +248,20 @@ def test_advice_must_be_taken(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"not among uplink\.accept"):
         UplinkConfig(accept=("avif",), advise="roi")
     assert FogConfig(data_dir=tmp_path).uplink.forms == (Form.ORIGINAL, *CODED_FORMS)
+
+
+def test_a_fog_node_that_can_not_read_avif_takes_no_form_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("PIL.features.check", lambda name: False)
+    assert UplinkConfig().forms == (Form.ORIGINAL, Form.RESIZED)
+    assert UplinkConfig().advice(False) is Form.RESIZED
+    assert UplinkConfig(advise="avif").advice(False) is Form.ORIGINAL
+
+
+def test_layers_of_an_older_version_are_read_and_of_a_newer_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    shot = coded(1, Form.RESIZED)
+    monkeypatch.setattr("fogline.common.images.jpeg2.Jpeg2.version", 2)
+    decode(Form.RESIZED, shot.data, shot.content_id)
+    newer = coded(1, Form.RESIZED)
+    monkeypatch.setattr("fogline.common.images.jpeg2.Jpeg2.version", 1)
+    with pytest.raises(InputError, match="version 2"):
+        decode(Form.RESIZED, newer.data, newer.content_id)
