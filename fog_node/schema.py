@@ -56,6 +56,8 @@ CREATE TABLE IF NOT EXISTS published (
   published_us INTEGER NOT NULL
 );
 
+CREATE INDEX IF NOT EXISTS published_by_digest ON published (digest);
+
 CREATE TABLE IF NOT EXISTS shared (digest BLOB PRIMARY KEY, size INTEGER NOT NULL) WITHOUT ROWID;
 
 CREATE TABLE IF NOT EXISTS record_shared (
@@ -79,5 +81,6 @@ ALTER TABLE images ADD COLUMN upload_digest BLOB;
 ALTER TABLE images ADD COLUMN upload_form INTEGER NOT NULL DEFAULT 1;
 ALTER TABLE images ADD COLUMN upload_width INTEGER;
 CREATE INDEX images_by_upload ON images (upload_digest) WHERE upload_digest IS NOT NULL;
+CREATE INDEX IF NOT EXISTS published_by_digest ON published (digest);
 {_CHOICES}""",
 }

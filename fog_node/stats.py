@@ -69,12 +69,14 @@ class ChoiceStats:
 def read_images(data_dir: Path) -> list[ImageStats]:
     """Every image of a fog node's store, in order of arrival; the node may be running. Raises FormatError."""
     with closing(_open(data_dir)) as db:
+        columns = {column[1] for column in db.execute("PRAGMA table_info(images)")}
+        form = "upload_form" if "upload_form" in columns else str(Form.ORIGINAL.value)  # a store from before forms
         sources: dict[bytes, list[str]] = {}
         for content_id, device in db.execute("SELECT content_id, device FROM sources ORDER BY device"):
             sources.setdefault(content_id, []).append(device)
         rows = db.execute(
             "SELECT i.content_id, camera, width, height, source_bytes, boxes, capture_us, received_us, state, reason,"
-            " cursor, size, layers, encode_s, published_us, upload_form"
+            f" cursor, size, layers, encode_s, published_us, {form}"
             " FROM images i LEFT JOIN published p USING (content_id) ORDER BY seq"
         ).fetchall()
     return [

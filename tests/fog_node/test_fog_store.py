@@ -13,6 +13,7 @@ import pytest
 from fogline.common.boxes import Box
 from fogline.common.database import Database
 from fogline.common.errors import CapacityError, ConfigError, FormatError, ProtocolError
+from fogline.common.images.forms import Form
 from fogline.common.rpc.gen import images_pb2 as pb
 from fogline.fog_node.fetch import Fetch
 from fogline.fog_node.group_commit import GroupCommit
@@ -20,6 +21,60 @@ from fogline.fog_node.stats import read_images, read_shared
 from fogline.fog_node.store import EncodedRecord, NewImage, Store
 
 BOXES = (Box(1, 2, 3, 4, "cat"), Box(5, 6, 7, 8, "dog"))
+
+# As the first release wrote it.
+SCHEMA_1 = """
+CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value) WITHOUT ROWID;
+
+CREATE TABLE IF NOT EXISTS images (
+  seq INTEGER PRIMARY KEY AUTOINCREMENT,
+  content_id BLOB NOT NULL UNIQUE,             -- SHA-256 of the JPEG, which is also its name in the blob store
+  camera TEXT NOT NULL,
+  capture_us INTEGER NOT NULL,                 -- by this node's clock
+  received_us INTEGER NOT NULL,
+  width INTEGER NOT NULL,                      -- pixels of the captured frame
+  height INTEGER NOT NULL,
+  source_bytes INTEGER NOT NULL,
+  boxes BLOB NOT NULL,                         -- JSON [[x, y, w, h, label], …] in pixels of the captured frame
+  labels BLOB NOT NULL,                        -- JSON, the distinct labels
+  state TEXT NOT NULL DEFAULT 'received',      -- received, published or bad
+  reason TEXT NOT NULL DEFAULT '',             -- why it is bad
+  source_held INTEGER NOT NULL DEFAULT 1       -- the JPEG is still in the blob store
+);
+CREATE INDEX IF NOT EXISTS images_by_state ON images (state, seq);
+
+CREATE TABLE IF NOT EXISTS sources (
+  content_id BLOB NOT NULL REFERENCES images (content_id),
+  device TEXT NOT NULL,
+  PRIMARY KEY (content_id, device)
+) WITHOUT ROWID;
+
+CREATE TABLE IF NOT EXISTS published (
+  cursor INTEGER PRIMARY KEY AUTOINCREMENT,    -- never reused
+  content_id BLOB NOT NULL UNIQUE REFERENCES images (content_id),
+  digest BLOB NOT NULL,                        -- of the record, its name in the blob store
+  size INTEGER NOT NULL,
+  layers BLOB NOT NULL,                        -- JSON [[kind, codec number, payload bytes], …]
+  encode_s REAL NOT NULL,                      -- this image's share of its batch
+  published_us INTEGER NOT NULL
+);
+
+CREATE TABLE IF NOT EXISTS shared (digest BLOB PRIMARY KEY, size INTEGER NOT NULL) WITHOUT ROWID;
+
+CREATE TABLE IF NOT EXISTS record_shared (
+  cursor INTEGER NOT NULL REFERENCES published (cursor),
+  digest BLOB NOT NULL REFERENCES shared (digest),
+  PRIMARY KEY (cursor, digest)
+) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS record_shared_by_digest ON record_shared (digest);
+
+CREATE TABLE IF NOT EXISTS shared_sent (
+  device TEXT NOT NULL,
+  digest BLOB NOT NULL,
+  times INTEGER NOT NULL,
+  PRIMARY KEY (device, digest)
+) WITHOUT ROWID;
+"""
 
 
 @pytest.fixture
@@ -195,3 +250,27 @@ async def test_a_full_database_is_a_lack_of_room(tmp_path: Path) -> None:
         await insert(1 << 20)  # type: ignore[misc]
     assert await insert(100) == 1  # type: ignore[misc]
     database.close()
+
+
+async def test_a_store_of_version_1_is_read_and_upgraded(tmp_path: Path) -> None:
+    Database(tmp_path / "fog.db", SCHEMA_1, 1).close()
+    content_id = b"c" * 32
+    with sqlite3.connect(tmp_path / "fog.db") as db:
+        db.execute(
+            "INSERT INTO images (content_id, camera, capture_us, received_us, width, height, source_bytes, boxes,"
+            " labels, source_held) VALUES (?, 'cam', 1, 2, 640, 480, 9, '[]', '[]', 0)",
+            (content_id,),
+        )
+    db.close()
+    (before,) = read_images(tmp_path)  # the report of a node that has not run since
+    assert (before.content_id, before.form) == (content_id, Form.ORIGINAL)
+    store = Store(tmp_path, None)
+    await store.open()
+    assert await store.offered(content_id, "a") is not None
+    await add(store, 1)
+    store.close()
+    assert [image.form for image in read_images(tmp_path)] == [Form.ORIGINAL] * 2
+    with sqlite3.connect(tmp_path / "fog.db") as db:
+        plan = db.execute("EXPLAIN QUERY PLAN SELECT 1 FROM published WHERE digest = ?", (b"x",)).fetchall()
+        assert "published_by_digest" in plan[0][3]  # not a scan: every offer asks
+    db.close()
