@@ -204,9 +204,11 @@ class AutoEncoder(ImageEncoder):
             return encoder.encode(images)
         except Exception as error:
             # The batch is given again; by then these cameras have another codec.
-            for key, camera in self._cameras.items():
-                if camera.decision is not None and _Job.of_decision(camera.decision, key) == job:
-                    del camera.trials[job.codec]
+            for key in {(image.camera, *image.pixels.shape[1::-1]) for image in images}:
+                camera = self._cameras.get(key)
+                if camera is not None and camera.decision is not None:
+                    camera.decision = None
+                    camera.trials.pop(job.codec, None)
                     camera.dropped[job.codec] = f"it failed: {type(error).__name__}: {error}"[:300]
             raise
 

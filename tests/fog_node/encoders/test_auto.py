@@ -289,6 +289,25 @@ def test_a_codec_that_fails_later_is_left_for_another(monkeypatch: pytest.Monkey
     assert "RuntimeError" in choice.decision.dropped[0].reason
 
 
+def test_a_failure_is_of_the_cameras_of_its_batch_alone_and_its_cause_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    encoder = auto()
+    for camera in ("a", "b", "c"):
+        encoder.encode([replace(one, camera=camera) for one in frames(3)])
+    assert {codec for _, codec in chosen(encoder)} == {"avif2"}
+    monkeypatch.setattr(AutoEncoder, "_try", lambda *_: pytest.fail("a trial"))
+    for job in list(encoder._encoders):
+        encoder._encoders[job] = Broken(encoder._encoders[job], [], 0)
+    for camera in ("a", "b"):  # one after the other: the first has no trial of the codec left by then
+        with pytest.raises(RuntimeError, match="out of memory"):
+            encoder.encode([replace(one, camera=camera) for one in frames(3)])
+    encoder._encoders.clear()
+    assert codecs(encoder.encode([replace(one, camera="a") for one in frames(3)])) == {JPEG2}
+    assert codecs(encoder.encode([replace(one, camera="b") for one in frames(3)])) == {JPEG2}
+    assert JPEG2 not in codecs(encoder.encode([replace(one, camera="c") for one in frames(3)])), (
+        "its batches have not failed"
+    )
+
+
 def test_a_batch_that_failed_is_encoded_without_a_trial(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(auto_module, "run_trial", lambda *_: pytest.fail("a trial"))
     encoder = auto()
