@@ -88,7 +88,7 @@ def pack(latents: Latents, kind: LayerKind) -> bytes:
 
 
 def unpack(payload: bytes, kind: LayerKind, width: int, height: int) -> Latents:
-    """The latents of a payload. Raises FormatError for anything that `pack` doesn't write."""
+    """The latents of a payload. Raises FormatError for what is malformed."""
     if len(payload) < 3:
         raise _bad(f"it has {len(payload)} bytes")
     reference, flags, step = payload[:3]

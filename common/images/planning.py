@@ -24,7 +24,7 @@ SLACK_DB = 0.3  # and the codec in use may fall short of the stated quality by t
 
 @dataclass(frozen=True)
 class Goal:
-    """What is asked for. PSNR in dB against the captured original at the coded size, means over images."""
+    """What is asked for. PSNR in dB against what the fog node received, at the coded size, means over images."""
 
     objective: Objective = "bytes"
     background_db: float = 28.0

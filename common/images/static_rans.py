@@ -94,11 +94,6 @@ def _slots(table: int) -> tuple[bytes, tuple[int, ...], tuple[int, ...]]:
     return b"".join(bytes([s]) * f for s, f in enumerate(freq)), freq, _starts(table)
 
 
-def best_table(histogram: NDArray[np.int64]) -> int:
-    """The table of the family that codes symbols with these counts (16,) in the fewest bits."""
-    return int(np.argmin(costs()[:TABLES] @ histogram))
-
-
 class StreamTooLongError(ValueError):
     """More symbols than a stream holds: there are cheaper ways to code such a picture."""
 

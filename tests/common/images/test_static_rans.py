@@ -68,14 +68,6 @@ def test_size_is_that_of_the_model() -> None:
     assert bits / 8 <= size <= bits / 8 * 1.01 + 8
 
 
-def test_the_best_table_is_the_cheapest() -> None:
-    histogram = np.array([900, 60, 20, 10, 5, 3, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0])
-    best = coder.best_table(histogram)
-    values = np.repeat(np.arange(16), histogram)
-    sizes = [len(encoded(np.full(1000, table), values)) for table in range(coder.TABLES)]
-    assert sizes[best] <= min(sizes) + 2
-
-
 @given(PAIRS.filter(bool), st.data())
 def test_damage_is_refused_or_changes_numbers_and_nothing_else(
     pairs: list[tuple[int, int]], data: st.DataObject
