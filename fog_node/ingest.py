@@ -72,22 +72,29 @@ class Ingest:
         self._promised: dict[object, Claim] = {}
         self._promising = asyncio.Lock()
 
-    async def known(self, content_id: bytes, device: str) -> HeldImage | None:
+    async def known(self, claim: Claim, device: str) -> HeldImage | None:
         """What became of an image that is held; `device` is one of its sources then."""
-        return await self._store.offered(content_id, device)
+        held = await self._store.offered(claim.content_id, device)
+        if held is not None and (await asyncio.to_thread(self._held, claim)) > 0:
+            # Perhaps what it sent in another form before, when there was no room to make that durable.
+            async with self._promising:
+                if all(other.digest != claim.digest for other in self._promised.values()):
+                    await self._store.discard(claim.digest)
+        return held
 
     async def promise(self, claim: Claim, ticket: object) -> int:
         """Make room for an image and return how many of its bytes are held already.
 
-        The room is kept for `ticket` until `release`. Raises CapacityError, and InputError for a digest of other bytes
-        that are held: who offers a blob of another image, or a record, must not get at it.
+        The room and the digest are kept for `ticket` until `release`, when nothing may be under way for them any more.
+        Raises CapacityError, and InputError for a digest of other bytes that are held: who offers a blob of another
+        image, or a record, must not get at it.
         """
-        if await self._store.names(claim.digest, claim.content_id):
-            raise InputError(f"digest {claim.digest.hex()[:16]}… is of something else that this fog node holds")
         async with self._promising:  # one at a time: room that is being made must not be missed, nor given twice
             others = self._promised.values()
             if any(o.digest == claim.digest and o.content_id != claim.content_id for o in others):
                 raise CapacityError(f"digest {claim.digest.hex()[:16]}… is arriving as another image; try again later")
+            if await self._store.names(claim.digest, claim.content_id):  # last: what is stored is named, then released
+                raise InputError(f"digest {claim.digest.hex()[:16]}… is of something else that this fog node holds")
             await self._store.make_room(sum(other.size for other in others) + claim.size)
             self._promised[ticket] = claim
         try:
@@ -109,7 +116,12 @@ class Ingest:
     async def append(self, claim: Claim, piece: Piece) -> None:
         """Keep the next bytes of an image. Raises CapacityError; ProtocolError when what came before is gone."""
         async with self._alone(claim.content_id):
-            await asyncio.to_thread(self._append, claim, piece)
+            writing = asyncio.ensure_future(asyncio.to_thread(self._append, claim, piece))
+            try:
+                await asyncio.shield(writing)
+            except asyncio.CancelledError:
+                await asyncio.wait({writing})  # a thread can't be cancelled: until it returns the image isn't free
+                raise
 
     async def finish(self, claim: Claim, device: str) -> bool:
         """Verify a complete image and make it durable; False when another device brought it meanwhile.
@@ -118,16 +130,15 @@ class Ingest:
         and CapacityError.
         """
         async with self._alone(claim.content_id):
-            if await self.known(claim.content_id, device) is not None:
-                await asyncio.to_thread(self._store.blobs.drop_partial, claim.digest)
+            if await self._store.offered(claim.content_id, device) is not None:
+                await self._store.discard(claim.digest)
                 return False
             await asyncio.to_thread(self._store.blobs.commit, claim.digest)
             try:
                 async with self._decodes:
                     width, height, boxes, upload = await asyncio.to_thread(self._look, claim)
             except (InputError, FormatError) as error:
-                if not await self._store.names(claim.digest, claim.content_id):
-                    await asyncio.to_thread(self._store.blobs.delete, claim.digest)
+                await self._store.discard(claim.digest)
                 if isinstance(error, FormatError):
                     raise ProtocolError(f"{error}; send them again") from error
                 raise

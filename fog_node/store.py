@@ -7,7 +7,9 @@ that names it, so a kill between the two leaves an orphan, which the next start 
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import sqlite3
+import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -118,6 +120,8 @@ class Store:
             raise
         self.store_id = b""
         self.head = 0
+        self._unnamed: set[bytes] = set()  # blobs that are written and about to be named
+        self._deleting = threading.Lock()  # held while `_unnamed` and what it says of the disk may differ
 
     async def open(self) -> None:
         """Read the identity and the head, give quarantined images another chance, and sweep orphaned blobs."""
@@ -182,18 +186,21 @@ class Store:
 
     async def names(self, digest: bytes, content_id: bytes) -> bool:
         """Whether anything that is held or published counts on the blob `digest`, but for the image `content_id`."""
+        if digest in self._unnamed:
+            return True
+        return await self._db.run(lambda db: _names(db, digest, content_id))
 
-        def job(db: sqlite3.Connection) -> bool:
-            query = (
-                "SELECT EXISTS (SELECT 1 FROM images WHERE source_held AND content_id = ?1 AND ?1 != ?2"
-                " AND upload_digest IS NULL)"
-                " OR EXISTS (SELECT 1 FROM images WHERE source_held AND content_id != ?2 AND upload_digest = ?1)"
-                " OR EXISTS (SELECT 1 FROM published WHERE digest = ?1)"
-                " OR EXISTS (SELECT 1 FROM shared WHERE digest = ?1)"
-            )
-            return bool(db.execute(query, (digest, content_id)).fetchone()[0])
+    async def discard(self, digest: bytes) -> None:
+        """Delete what there is of a blob unless something counts on it; it must not be arriving as an upload."""
 
-        return await self._db.run(job)
+        def job(db: sqlite3.Connection) -> None:
+            # Here, so that nothing is published between the question and the deletion.
+            with self._deleting:
+                if digest not in self._unnamed and not _names(db, digest, b""):
+                    self.blobs.drop_partial(digest)
+                    self.blobs.delete(digest)
+
+        await self._db.run(job)
 
     async def make_room(self, size: int) -> None:
         """Drop sources of published images, oldest first, until `size` bytes may be uploaded; else CapacityError.
@@ -250,7 +257,9 @@ class Store:
     def put(self, blobs: Iterable[bytes]) -> None:
         """Write the blobs that `publish` is going to name. Blocks."""
         for data in blobs:
-            self.blobs.put(data)
+            with self._deleting:
+                self._unnamed.add(hashlib.sha256(data).digest())
+                self.blobs.put(data)
 
     async def publish(self, records: Sequence[EncodedRecord]) -> None:
         """Publish records in order, each exactly once, and move the head."""
@@ -281,6 +290,8 @@ class Store:
             return int(head)
 
         self.head = max(self.head, await self._db.run(job))
+        for record in records:
+            self._unnamed -= {record.digest, *(digest for digest, _ in record.shared)}
 
     async def set_aside(self, content_id: bytes, reason: str) -> None:
         """Quarantine an image that can't be encoded, until the next start."""
@@ -385,6 +396,17 @@ class Store:
     def _delete(self, digests: Iterable[bytes]) -> None:
         for digest in digests:
             self.blobs.delete(digest)
+
+
+def _names(db: sqlite3.Connection, digest: bytes, content_id: bytes) -> bool:
+    query = (
+        "SELECT EXISTS (SELECT 1 FROM images WHERE source_held AND content_id = ?1 AND ?1 != ?2"
+        " AND upload_digest IS NULL)"
+        " OR EXISTS (SELECT 1 FROM images WHERE source_held AND content_id != ?2 AND upload_digest = ?1)"
+        " OR EXISTS (SELECT 1 FROM published WHERE digest = ?1)"
+        " OR EXISTS (SELECT 1 FROM shared WHERE digest = ?1)"
+    )
+    return bool(db.execute(query, (digest, content_id)).fetchone()[0])
 
 
 _UPLOAD = "coalesce(upload_digest, content_id)"  # the blob of what was uploaded

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine
-from contextlib import suppress
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import grpc
@@ -42,6 +43,7 @@ class UploadStream:
         self._receiver = UploadReceiver(max_image_bytes=ingest.limits.max_image_bytes, max_chunk_bytes=max_chunk_bytes)
         self._claims: dict[bytes, Claim] = {}
         self._coming: set[bytes] = set()  # claims of which bytes are on the way
+        self._at_work: Counter[bytes] = Counter()  # what is being done for claims; they outlast the stream until then
         self._tasks: set[asyncio.Task[None]] = set()
         self._broken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
@@ -65,7 +67,7 @@ class UploadStream:
             reader.cancel()
             self._broken.cancel()
             for content_id in list(self._claims):
-                self._forget(content_id)
+                self._leave(content_id)
             async with self._writing:  # gRPC hangs when a call is aborted while a write of it is under way
                 pass
 
@@ -94,7 +96,7 @@ class UploadStream:
         content_id = offer.content_id
         try:
             claim = _claim(offer, form, self._ingest)
-            held = await self._ingest.known(content_id, self._device)
+            held = await self._ingest.known(claim, self._device)
             if held is not None and held.state == "bad":
                 raise InputError(f"it was set aside: {held.reason}")
             if held is not None:
@@ -108,18 +110,19 @@ class UploadStream:
         except CapacityError as error:
             await self._reject(content_id, Reason.NO_SPACE, error)
             return
-        self._claims[content_id] = claim
-        self._coming.add(content_id)
-        self._audience.expecting()
-        if self._broken.done():  # meanwhile; whoever ends a stream releases what it claimed until then
-            self._forget(content_id)
-            return
-        accept = self._receiver.accept(content_id, bytes_held)
-        if accept.restart:
-            await self._ingest.forget(claim)
-        await self._answer(pb.UploadResponse(accepted=pb.UploadAccepted(content_id=content_id, offset=accept.offset)))
-        if accept.complete:
-            await self._finish(claim)
+        with self._working(content_id):
+            self._claims[content_id] = claim
+            self._coming.add(content_id)
+            self._audience.expecting()
+            if self._broken.done():
+                return
+            accept = self._receiver.accept(content_id, bytes_held)
+            if accept.restart:
+                await self._ingest.forget(claim)
+            message = pb.UploadAccepted(content_id=content_id, offset=accept.offset)
+            await self._answer(pb.UploadResponse(accepted=message))
+            if accept.complete:
+                await self._finish(claim)
 
     async def _chunk(self, message: pb.UploadChunk) -> None:
         content_id = message.content_id
@@ -128,17 +131,25 @@ class UploadStream:
         if append is None:
             return
         claim = self._claims[content_id]
+        with self._working(content_id):
+            try:
+                await self._ingest.append(claim, piece)
+            except ProtocolError as error:
+                await self._reject(content_id, Reason.CORRUPT, error)
+            except CapacityError as error:
+                await self._reject(content_id, Reason.NO_SPACE, error)
+            else:
+                self._audience.received(len(piece.data))
+                if append.last:
+                    self._landed(content_id)
+                    self._at_work[content_id] += 1  # at once: the stream may break before the task begins
+                    self._start(self._finish_last(claim))
+
+    async def _finish_last(self, claim: Claim) -> None:
         try:
-            await self._ingest.append(claim, piece)
-        except ProtocolError as error:
-            await self._reject(content_id, Reason.CORRUPT, error)
-        except CapacityError as error:
-            await self._reject(content_id, Reason.NO_SPACE, error)
-        else:
-            self._audience.received(len(piece.data))
-            if append.last:
-                self._landed(content_id)
-                self._start(self._finish(claim))
+            await self._finish(claim)
+        finally:
+            self._worked(claim.content_id)
 
     async def _finish(self, claim: Claim) -> None:
         content_id = claim.content_id
@@ -165,6 +176,26 @@ class UploadStream:
         self._receiver.reject(content_id, reason, str(error))
         self._forget(content_id)
         await self._answer(_rejected(content_id, reason, str(error)))
+
+    @contextmanager
+    def _working(self, content_id: bytes) -> Iterator[None]:
+        self._at_work[content_id] += 1
+        try:
+            yield
+        finally:
+            self._worked(content_id)
+
+    def _worked(self, content_id: bytes) -> None:
+        self._at_work[content_id] -= 1
+        if not self._at_work[content_id]:
+            del self._at_work[content_id]
+        if self._broken.done():  # whoever ended the stream left the claim to us
+            self._leave(content_id)
+
+    def _leave(self, content_id: bytes) -> None:
+        """Give a claim up once nothing is under way for it: what another brings meanwhile must not meet it."""
+        if not self._at_work[content_id]:
+            self._forget(content_id)
 
     def _forget(self, content_id: bytes) -> None:
         self._claims.pop(content_id, None)
