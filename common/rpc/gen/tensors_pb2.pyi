@@ -972,6 +972,7 @@ class Answer(_message.Message):
     FEEDBACK_FIELD_NUMBER: _builtins.int
     COMPUTE_US_FIELD_NUMBER: _builtins.int
     QUEUED_US_FIELD_NUMBER: _builtins.int
+    DURABLE_THROUGH_FIELD_NUMBER: _builtins.int
     TENSORS_FIELD_NUMBER: _builtins.int
     DATA_FIELD_NUMBER: _builtins.int
     CRC32_FIELD_NUMBER: _builtins.int
@@ -982,6 +983,8 @@ class Answer(_message.Message):
     """of the decoder to the encoder of activations"""
     compute_us: _builtins.int
     queued_us: _builtins.int
+    durable_through: _builtins.int
+    """operations up to here survive a restart of the host"""
     data: _builtins.bytes
     crc32: _builtins.int
     @_builtins.property
@@ -999,13 +1002,14 @@ class Answer(_message.Message):
         feedback: _builtins.bytes = ...,
         compute_us: _builtins.int = ...,
         queued_us: _builtins.int = ...,
+        durable_through: _builtins.int = ...,
         tensors: _abc.Iterable[Global___TensorHeader] | None = ...,
         data: _builtins.bytes = ...,
         crc32: _builtins.int | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_crc32", b"_crc32", "crc32", b"crc32", "failure", b"failure"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_crc32", b"_crc32", "compute_us", b"compute_us", "crc32", b"crc32", "data", b"data", "failure", b"failure", "feedback", b"feedback", "queued_us", b"queued_us", "seq", b"seq", "structure", b"structure", "tensors", b"tensors"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_crc32", b"_crc32", "compute_us", b"compute_us", "crc32", b"crc32", "data", b"data", "durable_through", b"durable_through", "failure", b"failure", "feedback", b"feedback", "queued_us", b"queued_us", "seq", b"seq", "structure", b"structure", "tensors", b"tensors"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__crc32: _TypeAlias = _typing.Literal["crc32"]  # noqa: Y015
     _WhichOneofArgType__crc32: _TypeAlias = _typing.Literal["_crc32", b"_crc32"]  # noqa: Y015
