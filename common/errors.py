@@ -3,6 +3,7 @@
     FoglineError
     ├── ConfigError        a setting or command line is wrong; nothing was started
     ├── InputError         a user's image, annotation or folder is wrong; that item is refused, the rest goes on
+    │   └── FormError      the form of an upload is wrong, not the image: send it as captured
     ├── ProtocolError      a peer broke the contract: bad header, order, checksum, size; the transfer is dropped
     ├── FormatError        a stored or received record is malformed or of an unknown codec or version
     ├── CapacityError      a disk, quota or limit is full; try again after making room
@@ -33,6 +34,10 @@ class InputError(FoglineError):
     """A user's image, annotation or folder is wrong; that item is refused."""
 
     exit_code = 3
+
+
+class FormError(InputError):
+    """The form in which an image was sent is wrong, which says nothing of the image: send it as captured."""
 
 
 class ProtocolError(FoglineError):

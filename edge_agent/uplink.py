@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import struct
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from PIL import features
 
+from fogline.common.boxes import Box
 from fogline.common.errors import InputError, ProtocolError
 from fogline.common.images.container import MAX_CODED_SIDE
 from fogline.common.images.forms import CODED_FORMS, Form, Qualities
@@ -24,6 +26,7 @@ from fogline.edge_agent.config import UplinkConfig
 from fogline.edge_agent.outbox import Item
 
 _log = logging.getLogger(__name__)
+_SINGLES = struct.Struct("<4f")
 
 
 @dataclass(frozen=True)
@@ -81,7 +84,7 @@ class Transcoder:
                 form,
                 jpeg,
                 item.content_id,
-                item.boxes,
+                [_as_sent(box) for box in item.boxes],
                 self._width,
                 self._qualities,
                 max_bytes=self._max_bytes,
@@ -95,6 +98,12 @@ class Transcoder:
         if len(data) >= len(jpeg):
             return Upload.original(item)
         return Upload(item, form, len(data), hashlib.sha256(data).digest(), data)
+
+
+def _as_sent(box: Box) -> Box:
+    """As the fog node gets it, which must find the same regions by it: the offer has floats of 32 bits."""
+    x, y, w, h = _SINGLES.unpack(_SINGLES.pack(box.x, box.y, box.w, box.h))
+    return Box(x, y, w, h, box.label)
 
 
 def _choose(config: UplinkConfig, advice: pb.UplinkAdvice) -> Form:

@@ -15,7 +15,17 @@ from fogline.common.rpc.gen import transfer_pb2
 from fogline.common.rpc.retry import Backoff
 from fogline.common.rpc.status import translate
 from fogline.common.wire.transfer import CHUNK_BYTES, Piece
-from fogline.common.wire.upload import Drop, MarkStored, Offer, Reason, RetryLater, SendChunk, SendOffer, UploadSender
+from fogline.common.wire.upload import (
+    Drop,
+    MarkStored,
+    Offer,
+    Reason,
+    RetryLater,
+    SendChunk,
+    SendOffer,
+    UploadSender,
+    WINDOW_IMAGES,
+)
 from fogline.edge_agent.clock import FogClock
 from fogline.edge_agent.config import UplinkConfig
 from fogline.edge_agent.fog import FogLink, FogSession
@@ -77,6 +87,8 @@ class _Stream:
         self._outbox, self._clock, self._stop = outbox, clock, stop
         self._machine = UploadSender(chunk_bytes=min(CHUNK_BYTES, session.limits.max_chunk_bytes))
         self._uploads: dict[bytes, Upload] = {}  # in flight
+        self._made: dict[bytes, Upload] = {}  # given back for want of room there, to be offered again
+        self._as_captured: set[bytes] = set()  # whose form came damaged again and again
         self._next: Upload | None = None  # taken from the outbox; the window has no room for it yet
         self._data: tuple[bytes, bytes] = (b"", b"")  # the image that is being sent: content id, JPEG
         self._no_space = Backoff(1.0, 30.0)
@@ -126,7 +138,12 @@ class _Stream:
             if message is not None:
                 yield message
             if raw is not None:
-                self._make(raw)
+                try:
+                    self._make(raw)
+                except FoglineError as error:
+                    with self._outbox.changed:
+                        self._abort(error)
+                    return
 
     def _pull(self) -> pb.UploadRequest | None:
         """The next message, if there is one now."""
@@ -149,9 +166,11 @@ class _Stream:
                 taken = self._outbox.take(1)
                 if not taken:
                     return None
-                if self._transcoder.form is not Form.ORIGINAL:
-                    return taken[0]
-                self._next = Upload.original(taken[0])
+                (item,) = taken
+                self._next = self._made.pop(item.content_id, None)
+                if self._next is None and self._wants_form(item):
+                    return item
+                self._next = self._next or Upload.original(item)
             if not self._machine.room(self._next.size):
                 return None
             if not self._uploads:
@@ -161,6 +180,9 @@ class _Stream:
             self._machine.offer(Offer(content_id, self._next.size))
             self._next = None
         return None
+
+    def _wants_form(self, item: Item) -> bool:
+        return self._transcoder.form is not Form.ORIGINAL and item.content_id not in self._as_captured
 
     def _make(self, item: Item) -> None:
         """The image's form, without the lock: capture and answers must not wait for it."""
@@ -215,18 +237,35 @@ class _Stream:
             elif kind == "stored":
                 self._finish(self._machine.stored(response.stored.content_id, response.stored.duplicate))
             elif kind == "rejected":
-                rejected = response.rejected
-                if rejected.reason not in _REASONS:
-                    raise ProtocolError(
-                        f"{self._session.address} rejects for the reason {rejected.reason}; update the agent"
-                    )
-                reason = Reason(rejected.reason)
-                self._finish(self._machine.rejected(rejected.content_id, reason, rejected.detail[:1024]))
+                self._rejected(response.rejected)
             else:
                 raise ProtocolError(
                     f"{self._session.address} sent an upload answer of an unknown kind; update the agent"
                 )
             self._outbox.changed.notify_all()
+
+    def _rejected(self, rejected: pb.UploadRejected) -> None:
+        if rejected.reason not in _REASONS:
+            raise ProtocolError(f"{self._session.address} rejects for the reason {rejected.reason}; update the agent")
+        reason = Reason(rejected.reason)
+        outcome = self._machine.rejected(rejected.content_id, reason, rejected.detail[:1024])
+        form = self._uploads[rejected.content_id].form
+        if isinstance(outcome, Drop) and form is not Form.ORIGINAL:
+            if reason is Reason.CORRUPT:  # the JPEG on our disk may be whole
+                self._as_captured.add(outcome.content_id)
+                self._give_back(outcome.content_id)
+                return
+            if rejected.form or not rejected.HasField("form"):  # a fog node of before does not say
+                self._made.clear()
+                self._give_back(outcome.content_id)
+                self._transcoder.refused(outcome.detail)
+                self._owner.form = Form.ORIGINAL
+                return
+        self._finish(outcome)
+
+    def _give_back(self, content_id: bytes) -> Upload:
+        self._outbox.release([content_id])
+        return self._uploads.pop(content_id)
 
     def _finish(self, outcome: object) -> None:
         if isinstance(outcome, MarkStored):
@@ -236,18 +275,14 @@ class _Stream:
             self._owner.full = ""
             self._link.progressed()
         elif isinstance(outcome, Drop):
-            upload = self._uploads.pop(outcome.content_id)
-            if upload.form is not Form.ORIGINAL:  # the fog node may dislike the form alone: nothing is lost by that
-                self._outbox.release([outcome.content_id])
-                self._transcoder.refused(outcome.detail)
-                self._owner.form = Form.ORIGINAL
-                return
-            item = upload.item
+            item = self._uploads.pop(outcome.content_id).item
             _log.warning("the fog node refused an image of %s: %s", item.camera, outcome.detail)
             self._outbox.reject(outcome.content_id, outcome.detail, self._clock.wall_us())
         elif isinstance(outcome, RetryLater):
-            self._uploads.pop(outcome.content_id, None)
-            self._outbox.release([outcome.content_id])
+            upload = self._give_back(outcome.content_id)
+            self._made[outcome.content_id] = upload
+            if len(self._made) > WINDOW_IMAGES:  # the outbox may drop what it took back
+                del self._made[next(iter(self._made))]
             self._pause_until = time.monotonic() + self._no_space.delay_s()
             if not self._owner.full:
                 _log.warning("the fog node has no room: %s; trying again", outcome.detail)

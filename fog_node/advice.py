@@ -9,7 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from fogline.common.images import avif2
+from fogline.common.images.codec import SourceImage
 from fogline.common.images.record import Layer
+from fogline.common.images.regions import object_regions
 from fogline.fog_node.config import FogConfig
 
 # Bits a pixel that an edge's layers may have to be published as they are; whatever needs more would cost every
@@ -25,9 +27,13 @@ def roi_qualities(config: FogConfig) -> tuple[int, int]:
     return chosen["object_quality"], chosen["background_quality"]
 
 
-def publishable(codec: str, layers: Sequence[Layer], size: tuple[int, int], coded: tuple[int, int]) -> bool:
-    """Whether the layers of an upload of `size` are what `codec` would publish for a frame coded at `coded`."""
-    if codec != avif2.Avif2.name or size != coded or not layers:
+def publishable(codec: str, layers: Sequence[Layer], size: tuple[int, int], image: SourceImage) -> bool:
+    """Whether the layers of an upload of `size` are what `codec` would publish for `image`, as it is coded."""
+    height, width = image.pixels.shape[:2]
+    if codec != avif2.Avif2.name or size != (width, height) or not layers:
+        return False
+    # An edge that codes other regions than the boxes of its offer would have its objects shown as background.
+    if [layer.region for layer in layers[1:]] != object_regions(image.boxes, width, height):
         return False
     pixels = sum(layer.region[2] * layer.region[3] for layer in layers)
     return 8 * sum(len(layer.payload) for layer in layers) <= MAX_BITS * pixels + 1024 * len(layers)

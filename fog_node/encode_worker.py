@@ -145,7 +145,7 @@ def _load(item: messages.WorkItem, start: messages.Start) -> _Loaded:
     boxes = tuple((box.x, box.y, box.w, box.h) for box in scaled)
     source = SourceImage(resize(found.pixels, coded_width, coded_height), boxes, item.camera)
     size = (found.pixels.shape[1], found.pixels.shape[0])
-    ready = item.form == Form.ROI.value and publishable(start.codec, found.layers, size, item.size)
+    ready = item.form == Form.ROI.value and publishable(start.codec, found.layers, size, source)
     return _Loaded(item, source, (width, height), EncodedImage(found.layers) if ready else None)
 
 

@@ -12,7 +12,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from fogline.common.boxes import Box, check_boxes
-from fogline.common.errors import CapacityError, FormatError, InputError, ProtocolError
+from fogline.common.errors import CapacityError, FormatError, FormError, InputError, ProtocolError
 from fogline.common.images.container import MAX_CAMERA_BYTES, MAX_CODED_PIXELS, MAX_TIME_US
 from fogline.common.images.forms import Form
 from fogline.common.images.uplink import decode
@@ -94,7 +94,8 @@ class Ingest:
             if any(o.digest == claim.digest and o.content_id != claim.content_id for o in others):
                 raise CapacityError(f"digest {claim.digest.hex()[:16]}… is arriving as another image; try again later")
             if await self._store.names(claim.digest, claim.content_id):  # last: what is stored is named, then released
-                raise InputError(f"digest {claim.digest.hex()[:16]}… is of something else that this fog node holds")
+                kind = InputError if claim.form is Form.ORIGINAL else FormError
+                raise kind(f"digest {claim.digest.hex()[:16]}… is of something else that this fog node holds")
             await self._store.make_room(sum(other.size for other in others) + claim.size)
             self._promised[ticket] = claim
         try:

@@ -12,7 +12,7 @@ from typing import Any
 import grpc
 
 from fogline.common.boxes import Box
-from fogline.common.errors import CapacityError, InputError, ProtocolError
+from fogline.common.errors import CapacityError, FormError, InputError, ProtocolError
 from fogline.common.images.forms import Form
 from fogline.common.rpc.gen import images_pb2 as pb
 from fogline.common.wire.transfer import Piece
@@ -87,7 +87,7 @@ class UploadStream:
         form = _form(offer, self._ingest.forms)
         refused = self._receiver.offer(offer.content_id, offer.size)
         if refused is not None:
-            await self._answer(_rejected(refused.content_id, refused.reason, refused.detail))
+            await self._answer(_rejected(refused.content_id, refused.reason, refused.detail, form=False))
             return
         # Chunks of it can't come before it was accepted, so the lookup need not hold up the stream.
         self._start(self._decide(offer, form))
@@ -175,7 +175,7 @@ class UploadStream:
         )
         self._receiver.reject(content_id, reason, str(error))
         self._forget(content_id)
-        await self._answer(_rejected(content_id, reason, str(error)))
+        await self._answer(_rejected(content_id, reason, str(error), form=isinstance(error, FormError)))
 
     @contextmanager
     def _working(self, content_id: bytes) -> Iterator[None]:
@@ -255,6 +255,7 @@ def _claim(offer: pb.ImageOffer, form: Form, ingest: Ingest) -> Claim:
     return claim
 
 
-def _rejected(content_id: bytes, reason: Reason, detail: str) -> pb.UploadResponse:
+def _rejected(content_id: bytes, reason: Reason, detail: str, form: bool) -> pb.UploadResponse:
     number = pb.RejectReason.ValueType(reason.value)
-    return pb.UploadResponse(rejected=pb.UploadRejected(content_id=content_id, reason=number, detail=detail[:1024]))
+    rejected = pb.UploadRejected(content_id=content_id, reason=number, detail=detail[:1024], form=form)
+    return pb.UploadResponse(rejected=rejected)

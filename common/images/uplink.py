@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fogline.common.boxes import Box, check_boxes
-from fogline.common.errors import FormatError, InputError
+from fogline.common.errors import FormatError, FormError, InputError
 from fogline.common.images import avif2, jpeg2
 from fogline.common.images.codec import SourceImage
 from fogline.common.images.container import from_bytes, to_bytes
@@ -72,7 +72,10 @@ def encode(
 def decode(
     form: Form, data: bytes, content_id: bytes, *, max_bytes: int = MAX_BYTES, max_pixels: int = MAX_PIXELS
 ) -> Uploaded:
-    """Pixels of an upload. Raises InputError for whatever `encode` would not have written; decodes nothing before."""
+    """Pixels of an upload. Raises InputError for whatever `encode` would not have written; decodes nothing before.
+
+    It is a FormError where the image might do as captured.
+    """
     if form is Form.ORIGINAL:
         pixels = decode_jpeg(data, max_bytes=max_bytes, max_pixels=max_pixels)
         return Uploaded(pixels, (pixels.shape[1], pixels.shape[0]))
@@ -112,7 +115,7 @@ def _check(form: Form, record: ImageRecord, content_id: bytes, max_pixels: int) 
         raise _bad(form, "it names a camera, a time, boxes or shared state, which belong in the offer")
     width, height = record.source_size
     if width * height > max_pixels:
-        raise _bad(form, f"a frame of {width}x{height}, more than {max_pixels} pixels; capture at a lower resolution")
+        raise InputError(f"a frame of {width}x{height}, more than {max_pixels} pixels; capture at a lower resolution")
     if record.size != (expected := coded_size(width, height, record.size[0])):
         raise _bad(form, f"{record.size} is no size of a {width}x{height} frame; as wide it would be {expected}")
     codec = _codec(form)
@@ -128,5 +131,5 @@ def _codec(form: Form) -> jpeg2.Jpeg2 | avif2.Avif2:
     return jpeg2.Jpeg2() if form is Form.RESIZED else avif2.Avif2()
 
 
-def _bad(form: Form, what: str) -> InputError:
-    return InputError(f"upload as {form.text}: {what}; send the JPEG as captured, or update the edge")
+def _bad(form: Form, what: str) -> FormError:
+    return FormError(f"upload as {form.text}: {what}; send the JPEG as captured, or update the edge")

@@ -68,6 +68,7 @@ class Drop:
 
     content_id: bytes
     detail: str
+    reason: Reason = Reason.INVALID
 
 
 @dataclass(frozen=True)
@@ -174,7 +175,7 @@ class UploadSender:
             # What we hold is damaged: another try would not end differently.
             detail = f"damaged in {CORRUPT_TRIES} transfers: {detail}"
         self._remove(content_id)
-        return RetryLater(content_id, detail) if reason is Reason.NO_SPACE else Drop(content_id, detail)
+        return RetryLater(content_id, detail) if reason is Reason.NO_SPACE else Drop(content_id, detail, reason)
 
     def _known(self, content_id: bytes, event: str) -> _Sending:
         sending = self._flying.get(content_id)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
@@ -13,10 +14,15 @@ from edge_parts import parts
 from PIL import Image
 from scripted_fog import ScriptedFog, serving
 
+from fogline.common.errors import UnavailableError
 from fogline.common.images.forms import CODED_FORMS, Form
 from fogline.common.images.uplink import decode
 from fogline.common.rpc.gen import images_pb2 as pb
+from fogline.common.rpc.retry import Backoff
+from fogline.common.wire.upload import CORRUPT_TRIES
 from fogline.edge_agent.config import UplinkConfig
+from fogline.edge_agent.outbox import Item, Outbox
+from fogline.edge_agent.uplink import Transcoder, Upload
 
 LARGE = (320, 240)
 
@@ -158,16 +164,23 @@ def test_a_fog_node_that_changes_its_mind_gets_the_other_form(tmp_path: Path) ->
     assert [offer.form for offer in fog.offers] == [Form.ROI.value, Form.AVIF.value]
 
 
+def refusing(reason: int, **fields: bool) -> Callable[[pb.ImageOffer], pb.UploadResponse | None]:
+    number = pb.RejectReason.ValueType(reason)
+
+    def answer(offer: pb.ImageOffer) -> pb.UploadResponse | None:
+        rejected = pb.UploadRejected(content_id=offer.content_id, reason=number, detail="not so", **fields)
+        return pb.UploadResponse(rejected=rejected) if offer.form else None
+
+    return answer
+
+
+@pytest.mark.parametrize("said", [{"form": True}, {}])  # a fog node of before does not say
 @pytest.mark.parametrize("form", CODED_FORMS)
-def test_a_refused_form_costs_no_image(tmp_path: Path, form: Form, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_refused_form_costs_no_image(
+    tmp_path: Path, form: Form, said: dict[str, bool], caplog: pytest.LogCaptureFixture
+) -> None:
     fog = advising(form)
-    fog.on_offer = lambda offer: (
-        pb.UploadResponse(
-            rejected=pb.UploadRejected(content_id=offer.content_id, reason=pb.REJECT_REASON_INVALID, detail="no form")
-        )
-        if offer.form
-        else None
-    )
+    fog.on_offer = refusing(pb.REJECT_REASON_INVALID, **said)
     with serving(fog), parts(tmp_path, fog, run="upload") as edge:
         images = edge.add(*range(5), size=LARGE)
         until(lambda: edge.outbox.count == 0)
@@ -179,6 +192,75 @@ def test_a_refused_form_costs_no_image(tmp_path: Path, form: Form, caplog: pytes
     assert fog.offers[0].form == form.value
     assert fog.offers[-1].form == 0
     assert sum("refused form" in message for message in caplog.messages) == 1
+
+
+def test_a_refused_image_is_not_sent_in_another_form(tmp_path: Path) -> None:
+    fog = advising(Form.ROI)
+    fog.on_offer = refusing(pb.REJECT_REASON_INVALID, form=False)
+    with serving(fog), parts(tmp_path, fog, run="upload") as edge:
+        (image,) = edge.add(1, size=LARGE)
+        until(lambda: edge.outbox.count == 0)
+        assert edge.outbox.rejected() == [(sha(image), "not so")]
+        assert edge.uploader.form is Form.ROI
+    assert [offer.form for offer in fog.offers] == [Form.ROI.value]
+
+
+def test_an_image_whose_form_comes_damaged_goes_as_captured_and_the_next_in_its_form(tmp_path: Path) -> None:
+    fog = advising(Form.AVIF)
+    fog.on_offer = refusing(pb.REJECT_REASON_CORRUPT, form=False)
+    with serving(fog), parts(tmp_path, fog, run="upload") as edge:
+        (image,) = edge.add(1, size=LARGE)
+        until(lambda: edge.outbox.count == 0)
+        fog.on_offer = lambda offer: None
+        edge.add(2, size=LARGE)
+        until(lambda: edge.outbox.count == 0)
+        assert edge.outbox.totals() == {"captured": 2, "stored": 2}
+    assert fog.stored[sha(image)] == image
+    assert [offer.form for offer in fog.offers] == [Form.AVIF.value] * CORRUPT_TRIES + [0, Form.AVIF.value]
+
+
+def test_a_form_is_made_once_however_often_there_is_no_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[bytes] = []
+    make = Transcoder.make
+
+    def counting(self: Transcoder, item: Item, data: bytes) -> Upload:
+        made.append(item.content_id)
+        return make(self, item, data)
+
+    monkeypatch.setattr(Transcoder, "make", counting)
+    monkeypatch.setattr("fogline.edge_agent.upload.Backoff", lambda low, high: Backoff(0.01, 0.02))
+    fog = advising(Form.ROI)
+    fog.on_offer = refusing(pb.REJECT_REASON_NO_SPACE, form=False)
+    with serving(fog), parts(tmp_path, fog, run="upload") as edge:
+        images = edge.add(1, 2, size=LARGE)
+        until(lambda: len(fog.offers) >= 6)
+        fog.on_offer = lambda offer: None
+        until(lambda: edge.outbox.count == 0)
+        assert sorted(made) == sorted(map(sha, images))
+    assert {offer.form for offer in fog.offers} == {Form.ROI.value}
+
+
+def test_an_image_that_can_not_be_read_is_a_named_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Made outside the stream's own error handling, it would end the stream with gRPC's words and not with ours."""
+    fog = advising(Form.ROI)
+    failures = [UnavailableError("the card has gone")]
+    read = Outbox.read
+
+    def flaky(self: Outbox, content_id: bytes) -> bytes:
+        if failures:
+            raise failures.pop()
+        return read(self, content_id)
+
+    monkeypatch.setattr(Outbox, "read", flaky)
+    with serving(fog), parts(tmp_path, fog, run="upload") as edge:
+        failed: list[str] = []
+        told = edge.link.failed
+        monkeypatch.setattr(
+            edge.link, "failed", lambda session, error: (failed.append(str(error)), told(session, error))
+        )
+        edge.add(1, size=LARGE)
+        until(lambda: edge.outbox.count == 0)
+        assert failed == ["the card has gone"]
 
 
 def _poor(size: tuple[int, int]) -> bytes:

@@ -248,6 +248,25 @@ async def test_a_record_that_is_about_to_be_published_can_not_be_discarded(small
     assert not small.store.blobs.has(other)
 
 
+async def test_a_refusal_says_whether_the_form_alone_is_refused(small: Parts) -> None:
+    shot = coded(1, Form.ROI)
+    lies = [
+        (Shot(shot.data, of=b"t" * 32, form=Form.ROI.value), True),  # the record is of another image
+        (Shot(b"no record", of=shot.of, form=Form.ROI.value), True),
+        (Shot(shot.data, ((400.0, 0.0, 5.0, 5.0, "x"),), of=shot.of, form=Form.ROI.value), False),
+        (Shot(shot.data, camera="", of=shot.of, form=Form.ROI.value), False),
+        (Shot(b"no JPEG"), False),
+    ]
+    a = Sending(small, "a")
+    for lie, form in lies:
+        answer = await a.ask(pb.UploadRequest(offer=lie.offer()))
+        if answer.HasField("accepted"):
+            answer = await a.ask(chunk(lie, 0, len(lie.data)))
+        assert answer.rejected.reason == pb.REJECT_REASON_INVALID
+        assert (answer.rejected.HasField("form"), answer.rejected.form) == (True, form)
+    await a.breaks()
+
+
 async def _until(condition: Callable[[], bool]) -> None:
     end = time.monotonic() + 20
     while not condition():

@@ -25,17 +25,17 @@ _sym_db = _symbol_database.Default()
 from fogline.common.rpc.gen import transfer_pb2 as fogline_dot_v1_dot_transfer__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17\x66ogline/v1/images.proto\x12\nfogline.v1\x1a\x19\x66ogline/v1/transfer.proto\"8\n\x0cHelloRequest\x12\x10\n\x08protocol\x18\x01 \x01(\r\x12\x16\n\x0e\x63lient_time_us\x18\x02 \x01(\x06\"\xd4\x01\n\rHelloResponse\x12\x10\n\x08protocol\x18\x01 \x01(\r\x12\x16\n\x0eserver_time_us\x18\x02 \x01(\x06\x12\x17\n\x0fmax_image_bytes\x18\x03 \x01(\x04\x12\x18\n\x10max_image_pixels\x18\x04 \x01(\x04\x12\x11\n\tmax_boxes\x18\x05 \x01(\r\x12\x17\n\x0fmax_chunk_bytes\x18\x06 \x01(\r\x12\x10\n\x08store_id\x18\x07 \x01(\x0c\x12(\n\x06uplink\x18\x08 \x01(\x0b\x32\x18.fogline.v1.UplinkAdvice\"\xc0\x01\n\x0cUplinkAdvice\x12\x13\n\x0b\x63oded_width\x18\x01 \x01(\r\x12\x15\n\rkeeps_sources\x18\x02 \x01(\x08\x12\'\n\x07\x61\x63\x63\x65pts\x18\x03 \x03(\x0e\x32\x16.fogline.v1.UplinkForm\x12\'\n\x07\x61\x64vises\x18\x04 \x01(\x0e\x32\x16.fogline.v1.UplinkForm\x12\x16\n\x0eobject_quality\x18\x05 \x01(\r\x12\x1a\n\x12\x62\x61\x63kground_quality\x18\x06 \x01(\r\"Q\n\x0b\x42oundingBox\x12\t\n\x01x\x18\x01 \x01(\x02\x12\t\n\x01y\x18\x02 \x01(\x02\x12\r\n\x05width\x18\x03 \x01(\x02\x12\x0e\n\x06height\x18\x04 \x01(\x02\x12\r\n\x05label\x18\x05 \x01(\t\"m\n\rUploadRequest\x12\'\n\x05offer\x18\x01 \x01(\x0b\x32\x16.fogline.v1.ImageOfferH\x00\x12(\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x17.fogline.v1.UploadChunkH\x00\x42\t\n\x07message\"\xb5\x01\n\nImageOffer\x12\x12\n\ncontent_id\x18\x01 \x01(\x0c\x12\x0c\n\x04size\x18\x02 \x01(\x04\x12\x0e\n\x06\x63\x61mera\x18\x03 \x01(\t\x12\x17\n\x0f\x63\x61pture_time_us\x18\x04 \x01(\x06\x12&\n\x05\x62oxes\x18\x05 \x03(\x0b\x32\x17.fogline.v1.BoundingBox\x12$\n\x04\x66orm\x18\x06 \x01(\x0e\x32\x16.fogline.v1.UplinkForm\x12\x0e\n\x06\x64igest\x18\x07 \x01(\x0c\"C\n\x0bUploadChunk\x12\x12\n\ncontent_id\x18\x01 \x01(\x0c\x12 \n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x11.fogline.v1.Chunk\"\xa7\x01\n\x0eUploadResponse\x12.\n\x08\x61\x63\x63\x65pted\x18\x01 \x01(\x0b\x32\x1a.fogline.v1.UploadAcceptedH\x00\x12*\n\x06stored\x18\x02 \x01(\x0b\x32\x18.fogline.v1.UploadStoredH\x00\x12.\n\x08rejected\x18\x03 \x01(\x0b\x32\x1a.fogline.v1.UploadRejectedH\x00\x42\t\n\x07message\"4\n\x0eUploadAccepted\x12\x12\n\ncontent_id\x18\x01 \x01(\x0c\x12\x0e\n\x06offset\x18\x02 \x01(\x04\"5\n\x0cUploadStored\x12\x12\n\ncontent_id\x18\x01 \x01(\x0c\x12\x11\n\tduplicate\x18\x02 \x01(\x08\"^\n\x0eUploadRejected\x12\x12\n\ncontent_id\x18\x01 \x01(\x0c\x12(\n\x06reason\x18\x02 \x01(\x0e\x32\x18.fogline.v1.RejectReason\x12\x0e\n\x06\x64\x65tail\x18\x03 \x01(\t\"X\n\x10SubscribeRequest\x12\x0e\n\x06\x63ursor\x18\x01 \x01(\x04\x12\"\n\x06\x66ilter\x18\x02 \x01(\x0b\x32\x12.fogline.v1.Filter\x12\x10\n\x08store_id\x18\x03 \x01(\x0c\")\n\x06\x46ilter\x12\x0e\n\x06labels\x18\x01 \x03(\t\x12\x0f\n\x07\x63\x61meras\x18\x02 \x03(\t\"K\n\x11SubscribeResponse\x12(\n\tpublished\x18\x01 \x03(\x0b\x32\x15.fogline.v1.Published\x12\x0c\n\x04head\x18\x02 \x01(\x04\"b\n\tPublished\x12\x0e\n\x06\x63ursor\x18\x01 \x01(\x04\x12\x0c\n\x04size\x18\x02 \x01(\x04\x12\x0e\n\x06\x64igest\x18\x03 \x01(\x0c\x12\'\n\x06shared\x18\x04 \x03(\x0b\x32\x17.fogline.v1.SharedState\"+\n\x0bSharedState\x12\x0e\n\x06\x64igest\x18\x01 \x01(\x0c\x12\x0c\n\x04size\x18\x02 \x01(\x04\"4\n\x0c\x46\x65tchRequest\x12$\n\x05items\x18\x01 \x03(\x0b\x32\x15.fogline.v1.FetchItem\"N\n\tFetchItem\x12\x10\n\x06\x63ursor\x18\x01 \x01(\x04H\x00\x12\x17\n\rshared_digest\x18\x02 \x01(\x0cH\x00\x12\x0e\n\x06offset\x18\x03 \x01(\x04\x42\x06\n\x04what\"9\n\rFetchResponse\x12(\n\x06\x63hunks\x18\x01 \x03(\x0b\x32\x18.fogline.v1.FetchedChunk\"q\n\x0c\x46\x65tchedChunk\x12\x10\n\x06\x63ursor\x18\x01 \x01(\x04H\x00\x12\x17\n\rshared_digest\x18\x02 \x01(\x0cH\x00\x12 \n\x05\x63hunk\x18\x03 \x01(\x0b\x32\x11.fogline.v1.Chunk\x12\x0c\n\x04gone\x18\x04 \x01(\x08\x42\x06\n\x04what*\x87\x01\n\nUplinkForm\x12\x1b\n\x17UPLINK_FORM_UNSPECIFIED\x10\x00\x12\x18\n\x14UPLINK_FORM_ORIGINAL\x10\x01\x12\x17\n\x13UPLINK_FORM_RESIZED\x10\x02\x12\x14\n\x10UPLINK_FORM_AVIF\x10\x03\x12\x13\n\x0fUPLINK_FORM_ROI\x10\x04*\x7f\n\x0cRejectReason\x12\x1d\n\x19REJECT_REASON_UNSPECIFIED\x10\x00\x12\x19\n\x15REJECT_REASON_INVALID\x10\x01\x12\x1a\n\x16REJECT_REASON_NO_SPACE\x10\x02\x12\x19\n\x15REJECT_REASON_CORRUPT\x10\x03\x32\x9f\x02\n\x0cImageService\x12<\n\x05Hello\x12\x18.fogline.v1.HelloRequest\x1a\x19.fogline.v1.HelloResponse\x12\x43\n\x06Upload\x12\x19.fogline.v1.UploadRequest\x1a\x1a.fogline.v1.UploadResponse(\x01\x30\x01\x12J\n\tSubscribe\x12\x1c.fogline.v1.SubscribeRequest\x1a\x1d.fogline.v1.SubscribeResponse0\x01\x12@\n\x05\x46\x65tch\x12\x18.fogline.v1.FetchRequest\x1a\x19.fogline.v1.FetchResponse(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17\x66ogline/v1/images.proto\x12\nfogline.v1\x1a\x19\x66ogline/v1/transfer.proto\"8\n\x0cHelloRequest\x12\x10\n\x08protocol\x18\x01 \x01(\r\x12\x16\n\x0e\x63lient_time_us\x18\x02 \x01(\x06\"\xd4\x01\n\rHelloResponse\x12\x10\n\x08protocol\x18\x01 \x01(\r\x12\x16\n\x0eserver_time_us\x18\x02 \x01(\x06\x12\x17\n\x0fmax_image_bytes\x18\x03 \x01(\x04\x12\x18\n\x10max_image_pixels\x18\x04 \x01(\x04\x12\x11\n\tmax_boxes\x18\x05 \x01(\r\x12\x17\n\x0fmax_chunk_bytes\x18\x06 \x01(\r\x12\x10\n\x08store_id\x18\x07 \x01(\x0c\x12(\n\x06uplink\x18\x08 \x01(\x0b\x32\x18.fogline.v1.UplinkAdvice\"\xc0\x01\n\x0cUplinkAdvice\x12\x13\n\x0b\x63oded_width\x18\x01 \x01(\r\x12\x15\n\rkeeps_sources\x18\x02 \x01(\x08\x12\'\n\x07\x61\x63\x63\x65pts\x18\x03 \x03(\x0e\x32\x16.fogline.v1.UplinkForm\x12\'\n\x07\x61\x64vises\x18\x04 \x01(\x0e\x32\x16.fogline.v1.UplinkForm\x12\x16\n\x0eobject_quality\x18\x05 \x01(\r\x12\x1a\n\x12\x62\x61\x63kground_quality\x18\x06 \x01(\r\"Q\n\x0b\x42oundingBox\x12\t\n\x01x\x18\x01 \x01(\x02\x12\t\n\x01y\x18\x02 \x01(\x02\x12\r\n\x05width\x18\x03 \x01(\x02\x12\x0e\n\x06height\x18\x04 \x01(\x02\x12\r\n\x05label\x18\x05 \x01(\t\"m\n\rUploadRequest\x12\'\n\x05offer\x18\x01 \x01(\x0b\x32\x16.fogline.v1.ImageOfferH\x00\x12(\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x17.fogline.v1.UploadChunkH\x00\x42\t\n\x07message\"\xb5\x01\n\nImageOffer\x12\x12\n\ncontent_id\x18\x01 \x01(\x0c\x12\x0c\n\x04size\x18\x02 \x01(\x04\x12\x0e\n\x06\x63\x61mera\x18\x03 \x01(\t\x12\x17\n\x0f\x63\x61pture_time_us\x18\x04 \x01(\x06\x12&\n\x05\x62oxes\x18\x05 \x03(\x0b\x32\x17.fogline.v1.BoundingBox\x12$\n\x04\x66orm\x18\x06 \x01(\x0e\x32\x16.fogline.v1.UplinkForm\x12\x0e\n\x06\x64igest\x18\x07 \x01(\x0c\"C\n\x0bUploadChunk\x12\x12\n\ncontent_id\x18\x01 \x01(\x0c\x12 \n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x11.fogline.v1.Chunk\"\xa7\x01\n\x0eUploadResponse\x12.\n\x08\x61\x63\x63\x65pted\x18\x01 \x01(\x0b\x32\x1a.fogline.v1.UploadAcceptedH\x00\x12*\n\x06stored\x18\x02 \x01(\x0b\x32\x18.fogline.v1.UploadStoredH\x00\x12.\n\x08rejected\x18\x03 \x01(\x0b\x32\x1a.fogline.v1.UploadRejectedH\x00\x42\t\n\x07message\"4\n\x0eUploadAccepted\x12\x12\n\ncontent_id\x18\x01 \x01(\x0c\x12\x0e\n\x06offset\x18\x02 \x01(\x04\"5\n\x0cUploadStored\x12\x12\n\ncontent_id\x18\x01 \x01(\x0c\x12\x11\n\tduplicate\x18\x02 \x01(\x08\"z\n\x0eUploadRejected\x12\x12\n\ncontent_id\x18\x01 \x01(\x0c\x12(\n\x06reason\x18\x02 \x01(\x0e\x32\x18.fogline.v1.RejectReason\x12\x0e\n\x06\x64\x65tail\x18\x03 \x01(\t\x12\x11\n\x04\x66orm\x18\x04 \x01(\x08H\x00\x88\x01\x01\x42\x07\n\x05_form\"X\n\x10SubscribeRequest\x12\x0e\n\x06\x63ursor\x18\x01 \x01(\x04\x12\"\n\x06\x66ilter\x18\x02 \x01(\x0b\x32\x12.fogline.v1.Filter\x12\x10\n\x08store_id\x18\x03 \x01(\x0c\")\n\x06\x46ilter\x12\x0e\n\x06labels\x18\x01 \x03(\t\x12\x0f\n\x07\x63\x61meras\x18\x02 \x03(\t\"K\n\x11SubscribeResponse\x12(\n\tpublished\x18\x01 \x03(\x0b\x32\x15.fogline.v1.Published\x12\x0c\n\x04head\x18\x02 \x01(\x04\"b\n\tPublished\x12\x0e\n\x06\x63ursor\x18\x01 \x01(\x04\x12\x0c\n\x04size\x18\x02 \x01(\x04\x12\x0e\n\x06\x64igest\x18\x03 \x01(\x0c\x12\'\n\x06shared\x18\x04 \x03(\x0b\x32\x17.fogline.v1.SharedState\"+\n\x0bSharedState\x12\x0e\n\x06\x64igest\x18\x01 \x01(\x0c\x12\x0c\n\x04size\x18\x02 \x01(\x04\"4\n\x0c\x46\x65tchRequest\x12$\n\x05items\x18\x01 \x03(\x0b\x32\x15.fogline.v1.FetchItem\"N\n\tFetchItem\x12\x10\n\x06\x63ursor\x18\x01 \x01(\x04H\x00\x12\x17\n\rshared_digest\x18\x02 \x01(\x0cH\x00\x12\x0e\n\x06offset\x18\x03 \x01(\x04\x42\x06\n\x04what\"9\n\rFetchResponse\x12(\n\x06\x63hunks\x18\x01 \x03(\x0b\x32\x18.fogline.v1.FetchedChunk\"q\n\x0c\x46\x65tchedChunk\x12\x10\n\x06\x63ursor\x18\x01 \x01(\x04H\x00\x12\x17\n\rshared_digest\x18\x02 \x01(\x0cH\x00\x12 \n\x05\x63hunk\x18\x03 \x01(\x0b\x32\x11.fogline.v1.Chunk\x12\x0c\n\x04gone\x18\x04 \x01(\x08\x42\x06\n\x04what*\x87\x01\n\nUplinkForm\x12\x1b\n\x17UPLINK_FORM_UNSPECIFIED\x10\x00\x12\x18\n\x14UPLINK_FORM_ORIGINAL\x10\x01\x12\x17\n\x13UPLINK_FORM_RESIZED\x10\x02\x12\x14\n\x10UPLINK_FORM_AVIF\x10\x03\x12\x13\n\x0fUPLINK_FORM_ROI\x10\x04*\x7f\n\x0cRejectReason\x12\x1d\n\x19REJECT_REASON_UNSPECIFIED\x10\x00\x12\x19\n\x15REJECT_REASON_INVALID\x10\x01\x12\x1a\n\x16REJECT_REASON_NO_SPACE\x10\x02\x12\x19\n\x15REJECT_REASON_CORRUPT\x10\x03\x32\x9f\x02\n\x0cImageService\x12<\n\x05Hello\x12\x18.fogline.v1.HelloRequest\x1a\x19.fogline.v1.HelloResponse\x12\x43\n\x06Upload\x12\x19.fogline.v1.UploadRequest\x1a\x1a.fogline.v1.UploadResponse(\x01\x30\x01\x12J\n\tSubscribe\x12\x1c.fogline.v1.SubscribeRequest\x1a\x1d.fogline.v1.SubscribeResponse0\x01\x12@\n\x05\x46\x65tch\x12\x18.fogline.v1.FetchRequest\x1a\x19.fogline.v1.FetchResponse(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'fogline.common.rpc.gen.images_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_UPLINKFORM']._serialized_start=2020
-  _globals['_UPLINKFORM']._serialized_end=2155
-  _globals['_REJECTREASON']._serialized_start=2157
-  _globals['_REJECTREASON']._serialized_end=2284
+  _globals['_UPLINKFORM']._serialized_start=2048
+  _globals['_UPLINKFORM']._serialized_end=2183
+  _globals['_REJECTREASON']._serialized_start=2185
+  _globals['_REJECTREASON']._serialized_end=2312
   _globals['_HELLOREQUEST']._serialized_start=66
   _globals['_HELLOREQUEST']._serialized_end=122
   _globals['_HELLORESPONSE']._serialized_start=125
@@ -57,25 +57,25 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_UPLOADSTORED']._serialized_start=1205
   _globals['_UPLOADSTORED']._serialized_end=1258
   _globals['_UPLOADREJECTED']._serialized_start=1260
-  _globals['_UPLOADREJECTED']._serialized_end=1354
-  _globals['_SUBSCRIBEREQUEST']._serialized_start=1356
-  _globals['_SUBSCRIBEREQUEST']._serialized_end=1444
-  _globals['_FILTER']._serialized_start=1446
-  _globals['_FILTER']._serialized_end=1487
-  _globals['_SUBSCRIBERESPONSE']._serialized_start=1489
-  _globals['_SUBSCRIBERESPONSE']._serialized_end=1564
-  _globals['_PUBLISHED']._serialized_start=1566
-  _globals['_PUBLISHED']._serialized_end=1664
-  _globals['_SHAREDSTATE']._serialized_start=1666
-  _globals['_SHAREDSTATE']._serialized_end=1709
-  _globals['_FETCHREQUEST']._serialized_start=1711
-  _globals['_FETCHREQUEST']._serialized_end=1763
-  _globals['_FETCHITEM']._serialized_start=1765
-  _globals['_FETCHITEM']._serialized_end=1843
-  _globals['_FETCHRESPONSE']._serialized_start=1845
-  _globals['_FETCHRESPONSE']._serialized_end=1902
-  _globals['_FETCHEDCHUNK']._serialized_start=1904
-  _globals['_FETCHEDCHUNK']._serialized_end=2017
-  _globals['_IMAGESERVICE']._serialized_start=2287
-  _globals['_IMAGESERVICE']._serialized_end=2574
+  _globals['_UPLOADREJECTED']._serialized_end=1382
+  _globals['_SUBSCRIBEREQUEST']._serialized_start=1384
+  _globals['_SUBSCRIBEREQUEST']._serialized_end=1472
+  _globals['_FILTER']._serialized_start=1474
+  _globals['_FILTER']._serialized_end=1515
+  _globals['_SUBSCRIBERESPONSE']._serialized_start=1517
+  _globals['_SUBSCRIBERESPONSE']._serialized_end=1592
+  _globals['_PUBLISHED']._serialized_start=1594
+  _globals['_PUBLISHED']._serialized_end=1692
+  _globals['_SHAREDSTATE']._serialized_start=1694
+  _globals['_SHAREDSTATE']._serialized_end=1737
+  _globals['_FETCHREQUEST']._serialized_start=1739
+  _globals['_FETCHREQUEST']._serialized_end=1791
+  _globals['_FETCHITEM']._serialized_start=1793
+  _globals['_FETCHITEM']._serialized_end=1871
+  _globals['_FETCHRESPONSE']._serialized_start=1873
+  _globals['_FETCHRESPONSE']._serialized_end=1930
+  _globals['_FETCHEDCHUNK']._serialized_start=1932
+  _globals['_FETCHEDCHUNK']._serialized_end=2045
+  _globals['_IMAGESERVICE']._serialized_start=2315
+  _globals['_IMAGESERVICE']._serialized_end=2602
 # @@protoc_insertion_point(module_scope)

@@ -393,22 +393,28 @@ class UploadRejected(_message.Message):
     CONTENT_ID_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
     DETAIL_FIELD_NUMBER: _builtins.int
+    FORM_FIELD_NUMBER: _builtins.int
     content_id: _builtins.bytes
     reason: Global___RejectReason.ValueType
     detail: _builtins.str
     """names the thing, the value and the way out"""
+    form: _builtins.bool
+    """whether the form alone is refused, so that another may be taken; absent: not known"""
     def __init__(
         self,
         *,
         content_id: _builtins.bytes = ...,
         reason: Global___RejectReason.ValueType = ...,
         detail: _builtins.str = ...,
+        form: _builtins.bool | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_form", b"_form", "form", b"form"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["content_id", b"content_id", "detail", b"detail", "reason", b"reason"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_form", b"_form", "content_id", b"content_id", "detail", b"detail", "form", b"form", "reason", b"reason"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__form: _TypeAlias = _typing.Literal["form"]  # noqa: Y015
+    _WhichOneofArgType__form: _TypeAlias = _typing.Literal["_form", b"_form"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__form) -> _WhichOneofReturnType__form | None: ...
 
 Global___UploadRejected: _TypeAlias = UploadRejected  # noqa: Y015
 
