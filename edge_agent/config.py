@@ -106,6 +106,9 @@ class TrainConfig(Config, frozen=True):
     publish_every: Annotated[int, Meta(ge=0, description="Steps between versions sent to the cloud; 0: never")] = 0
     model: Annotated[str, Meta(pattern=r"^[a-z0-9._-]{1,64}$", description="Name in the model registry")] = "detector"
     cache_bytes: Annotated[int, Meta(ge=0, description="Of decoded images kept; others are decoded anew")] = 512 << 20
+    shared_bytes: Annotated[
+        int, Meta(ge=0, description="Of decoded shared state kept (reference pictures); the rest is decoded anew")
+    ] = 128 << 20
     quiet_s: Annotated[float, Meta(ge=0, description="Nothing came for so long: the last steps are made")] = 30.0
     threads: Annotated[int, Meta(ge=1, description="CPU threads of the child")] = 1
     device: Annotated[str, Meta(description="cpu, cuda, …")] = "cpu"

@@ -32,7 +32,7 @@ class TrainRun:
         torch.set_num_threads(train.threads)
         self._settings, self._train = settings, train
         self._folder = settings.data_dir / "train"
-        decoder = BatchDecoder(train.device)
+        decoder = BatchDecoder(train.device, train.shared_bytes)
         size = (train.width, train.height)
         self.pool = LibraryPool(settings.data_dir / "library", decoder, size, train.labels, train.cache_bytes)
         self.pool.refresh()

@@ -7,15 +7,16 @@ A codec has a decoding half, which every edge carries, and an encoding half, whi
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fogline.common.errors import FormatError
 from fogline.common.images.record import Layer, LayerKind, SharedState
+from fogline.common.images.shared_cache import SharedCache
 
 if TYPE_CHECKING:
     import torch
@@ -46,18 +47,18 @@ class SharedBlobs(Mapping[bytes, bytes]):
         self,
         blobs: Mapping[bytes, bytes],
         digests: Sequence[bytes],
-        opened: MutableMapping[bytes, Any],
+        cache: SharedCache,
         frame: tuple[int, int] | None = None,
     ) -> None:
-        """`opened` keeps what `open` made, by digest, for as long as its owner likes; `frame` is the record's size."""
-        self.frame = frame
+        """`cache` keeps what `open` made; `frame` is the record's size."""
+        self.frame, self.cache = frame, cache
         self._blobs = {digest: blobs[digest] for digest in digests}
-        self._opened = opened
+        self._order = tuple(self._blobs)
 
     @classmethod
     def of(cls, shared: Mapping[bytes, bytes]) -> SharedBlobs:
         """These blobs themselves, or any mapping's, in its order and kept by nobody."""
-        return shared if isinstance(shared, SharedBlobs) else cls(shared, list(shared), {})
+        return shared if isinstance(shared, SharedBlobs) else cls(shared, list(shared), SharedCache())
 
     def __getitem__(self, digest: bytes) -> bytes:
         return self._blobs[digest]
@@ -68,15 +69,15 @@ class SharedBlobs(Mapping[bytes, bytes]):
     def __len__(self) -> int:
         return len(self._blobs)
 
-    def open(self, index: int, parse: Callable[[bytes], T]) -> T:
-        """The record's blob number `index`, parsed. Raises FormatError where the record names fewer blobs."""
-        if index >= len(self._blobs):
-            raise FormatError(f"a layer needs the record's shared blob {index}, and it names {len(self._blobs)}")
-        digest = list(self._blobs)[index]
-        found = self._opened.get(digest)
-        if found is None:
-            found = self._opened[digest] = parse(self._blobs[digest])
-        return cast(T, found)
+    def open(self, index: int, kind: str, parse: Callable[[bytes], T]) -> T:
+        """The record's blob number `index`, parsed as a `kind`: what one codec reads in a blob is nothing to another.
+
+        Raises FormatError where the record names fewer blobs.
+        """
+        if index >= len(self._order):
+            raise FormatError(f"a layer needs the record's shared blob {index}, and it names {len(self._order)}")
+        digest = self._order[index]
+        return self.cache.parsed((kind, digest), lambda: parse(self._blobs[digest]))
 
 
 class LayerCodec(ABC):

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
-from weakref import WeakValueDictionary
 
 import torch
 
@@ -15,6 +14,7 @@ from fogline.common.images import builtin as builtin  # registers the codecs
 from fogline.common.images.codec import LayerCodec, Placement, SharedBlobs, codec_of
 from fogline.common.images.record import ImageRecord, LayerKind
 from fogline.common.images.regions import Region, place
+from fogline.common.images.shared_cache import DEFAULT_BYTES, SharedCache
 from fogline.common.images.views import View, place_view
 
 
@@ -47,14 +47,24 @@ class PreparedImage:
 class BatchDecoder:
     """Decodes batches of prepared images on one device. Safe to share between threads."""
 
-    def __init__(self, device: str | torch.device = "cpu") -> None:
+    def __init__(self, device: str | torch.device = "cpu", shared_bytes: int = DEFAULT_BYTES) -> None:
+        """`shared_bytes` is what shared state may take decoded (reference pictures, 3 bytes a pixel, on the device).
+
+        Prepared images hold theirs as it was sent, once for all of them; what the budget has no room for is decoded
+        anew where a batch needs it.
+        """
         self._device = torch.device(device)
-        self._opened: WeakValueDictionary[bytes, Any] = WeakValueDictionary()  # shared state, while an image needs it
+        self._shared = SharedCache(shared_bytes)
 
     @property
     def device(self) -> torch.device:
         """Where images are decoded to."""
         return self._device
+
+    @property
+    def shared_bytes_held(self) -> int:
+        """Bytes of decoded shared state that are kept at this moment."""
+        return self._shared.held_bytes
 
     def prepare(self, record: ImageRecord, shared: Mapping[bytes, bytes]) -> PreparedImage:
         """Parse a record's payloads, once. `shared` maps digests to blobs.
@@ -65,7 +75,7 @@ class BatchDecoder:
             raise FormatError(
                 f"record {record.content_id.hex()[:12]} needs blob {missing[0].hex()[:12]}; fetch it first"
             )
-        layers, blobs = [], SharedBlobs(shared, record.shared, self._opened, record.size)
+        layers, blobs = [], SharedBlobs(shared, record.shared, self._shared, record.size)
         for layer in record.layers:
             codec = codec_of(layer.codec, layer.version)
             data = codec.prepare(layer, blobs)

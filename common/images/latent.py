@@ -17,15 +17,16 @@ import torch
 
 from fogline.common.errors import FormatError
 from fogline.common.images.codec import LayerCodec, Placement, SharedBlobs, register
-from fogline.common.images.latent_motion import Field
+from fogline.common.images.latent_motion import Field, blocks_of
 from fogline.common.images.latent_payload import LAYOUTS, Latents, unpack, vectors
 from fogline.common.images.latent_picture import ReferencePicture, unpack_picture
-from fogline.common.images.latent_render import field_tensor, predict, residual
+from fogline.common.images.latent_render import field_tensor, predict, predict_one, residual
 from fogline.common.images.record import Layer, LayerKind
-from fogline.common.images.sampling import Sampling, Window
+from fogline.common.images.sampling import Sampling, Samplings, Window
+from fogline.common.images.threads import each
 
-_CPU_PIXELS = 1 << 19  # of one tensor call: bounds its memory
-_GPU_PIXELS = 1 << 25
+_PIXELS = 1 << 25  # of one tensor call: bounds its memory
+_WASTE = 2  # windows of a call are grown to the largest: by this factor in area at most
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ class Latent(LayerCodec):
         latents = unpack(layer.payload, layer.kind, width, height)
         blobs = SharedBlobs.of(shared)
         frame = (width, height) if layer.kind is LayerKind.BACKGROUND else blobs.frame
-        picture = blobs.open(latents.reference, partial(unpack_picture, frame=frame))
+        picture = blobs.open(latents.reference, "latent picture", partial(unpack_picture, cache=blobs.cache))
         x, y = layer.region[:2]
         if frame is not None and picture.size != frame:
             raise FormatError(f"a frame of {frame[0]}x{frame[1]} has a reference of {picture.size}; encode it again")
@@ -66,43 +67,102 @@ class Latent(LayerCodec):
         self, prepared: Sequence[Any], kinds: Sequence[LayerKind], places: Sequence[Placement], device: torch.device
     ) -> list[torch.Tensor]:
         """See `LayerCodec.render`."""
-        groups: dict[tuple[object, ...], list[int]] = {}
-        for i, one in enumerate(prepared):
-            # Objects of one picture share it uncopied; a background is as large as its picture.
-            picture = one.picture.size if one.kind is LayerKind.BACKGROUND else id(one.picture)
-            groups.setdefault((one.kind, one.region[2:], picture), []).append(i)
+        made = Samplings(device)
+        samplings = [made.of(place, one.region[2:]) for one, place in zip(prepared, places, strict=True)]
         out: dict[int, torch.Tensor] = {}
-        for members in groups.values():
-            size = prepared[members[0]].region[2:]
-            most = max(1, (_CPU_PIXELS if device.type == "cpu" else _GPU_PIXELS) // (size[0] * size[1]))
-            for start in range(0, len(members), most):
-                some = members[start : start + most]
-                samplings = [Sampling.of(places[i], size) for i in some]
-                # What any of them needs: on a device with a launch to each call, one call for all costs the least.
-                window = _union([sampling.window for sampling in samplings])
-                pixels = decode([prepared[i] for i in some], device, window)
-                out.update((i, samplings[n].take(pixels[n], window).clamp_(0, 1)) for n, i in enumerate(some))
+
+        def some(members: Sequence[int]) -> None:
+            windows = [samplings[i].window for i in members]
+            for i, pixels in zip(members, decode([prepared[i] for i in members], windows, device), strict=True):
+                out[i] = samplings[i].take(pixels, samplings[i].window).clamp_(0, 1)
+
+        each(some, calls(prepared, samplings, device), device)
         return [out[i] for i in range(len(prepared))]
 
 
-def decode(layers: Sequence[PreparedLatents], device: torch.device, window: Window) -> torch.Tensor:
-    """A window of layers of one kind, size and size of reference, at the coded size: float32 (B, 3, h, w) in [0, 1]."""
+def decode(
+    layers: Sequence[PreparedLatents], windows: Sequence[Window], device: torch.device
+) -> Sequence[torch.Tensor]:
+    """Windows of layers of one kind, size and size of reference, at the coded size: float32 (3, h, w) in [0, 1] each.
+
+    On a CPU one by one, by what each needs; elsewhere together, where a call costs more than the pixels that it is for.
+    """
+    if device.type == "cpu":
+        return [_decode_one(layer, window) for layer, window in zip(layers, windows, strict=True)]
+    return decode_together(layers, windows, device)
+
+
+def _decode_one(layer: PreparedLatents, window: Window) -> torch.Tensor:
+    layout, cpu = LAYOUTS[layer.kind], torch.device("cpu")
+    out = predict_one(layer.picture.pixels(cpu), layer.region[:2], layer.field, layout.block, window)
+    if layer.latents.planes is not None:
+        (corner,), shape = _in_blocks([window], layout.luma)
+        added = residual([layer.latents], layout, layer.region[2:], [corner], shape, cpu)[0]
+        x, y = window.x - corner[0] * layout.luma, window.y - corner[1] * layout.luma
+        out += added[:, y : y + window.h, x : x + window.w]
+    return out.div_(255).clamp_(0, 1)
+
+
+def decode_together(
+    layers: Sequence[PreparedLatents], windows: Sequence[Window], device: torch.device
+) -> list[torch.Tensor]:
+    """As `decode`, in as few calls as possible: all windows are grown to whole blocks and to the largest one's size."""
     first = layers[0]
     layout = LAYOUTS[first.kind]
+    corners, shape = _in_blocks(windows, layout.luma)
     distinct = {id(layer.picture): layer.picture for layer in layers}
-    stack = torch.stack([picture.pixels.to(device) for picture in distinct.values()]).to(torch.float32)
+    stack = torch.stack([picture.pixels(device) for picture in distinct.values()]).to(torch.float32)
     order = {key: n for n, key in enumerate(distinct)}
     which = torch.tensor([order[id(layer.picture)] for layer in layers], device=device)
     references = stack.expand(len(layers), -1, -1, -1) if len(distinct) == 1 else stack[which]
     origins = torch.tensor([layer.region[:2] for layer in layers], dtype=torch.float32, device=device)
     fields = field_tensor([layer.field for layer in layers], device)
-    out = predict(references, origins, fields, layout.block, window)
+    starts = torch.tensor(corners, device=device) * layout.luma
+    size = shape[0] * layout.luma, shape[1] * layout.luma
+    out = predict(references, origins, fields, layout.block, starts, size)
     latents = [layer.latents for layer in layers]
     if any(one.planes is not None for one in latents):
-        out += residual(latents, layout, first.region[2:], window, device)
-    return out.div_(255).clamp_(0, 1)
+        out += residual(latents, layout, first.region[2:], corners, shape, device)
+    out.div_(255).clamp_(0, 1)
+    lefts = [window.x - x * layout.luma for window, (x, _) in zip(windows, corners, strict=True)]
+    tops = [window.y - y * layout.luma for window, (_, y) in zip(windows, corners, strict=True)]
+    return [
+        pixels[:, y : y + window.h, x : x + window.w]
+        for pixels, window, x, y in zip(out, windows, lefts, tops, strict=True)
+    ]
 
 
-def _union(windows: Sequence[Window]) -> Window:
-    x, y = min(one.x for one in windows), min(one.y for one in windows)
-    return Window(x, y, max(one.x + one.w for one in windows) - x, max(one.y + one.h for one in windows) - y)
+def _in_blocks(windows: Sequence[Window], side: int) -> tuple[list[tuple[int, int]], tuple[int, int]]:
+    """The x, y of windows in blocks, and a size in blocks that holds any of them from there."""
+    corners = [(window.x // side, window.y // side) for window in windows]
+    wide = max(blocks_of(window.x + window.w, side) - x for window, (x, _) in zip(windows, corners, strict=True))
+    tall = max(blocks_of(window.y + window.h, side) - y for window, (_, y) in zip(windows, corners, strict=True))
+    return corners, (wide, tall)
+
+
+def calls(
+    prepared: Sequence[PreparedLatents], samplings: Sequence[Sampling], device: torch.device
+) -> list[Sequence[int]]:
+    """Which layers are decoded in one call: on a CPU each by itself; else those alike, of windows not too unlike."""
+    if device.type == "cpu":
+        return [[i] for i in range(len(prepared))]
+    groups: dict[tuple[object, ...], list[int]] = {}
+    for i, one in enumerate(prepared):
+        # Objects of one picture share it uncopied; a background is as large as its picture.
+        picture = one.picture.size if one.kind is LayerKind.BACKGROUND else id(one.picture)
+        groups.setdefault((one.kind, one.region[2:], picture), []).append(i)
+    out: list[Sequence[int]] = []
+    for members in groups.values():
+        call: list[int] = []
+        wide = tall = 0
+        for i in sorted(members, key=lambda i: -samplings[i].window.w * samplings[i].window.h):
+            window = samplings[i].window
+            grown = max(wide, window.w), max(tall, window.h)
+            area = grown[0] * grown[1]
+            if call and (area > _WASTE * window.w * window.h or area * (len(call) + 1) > _PIXELS):
+                out.append(call)
+                call, grown = [], (window.w, window.h)
+            call.append(i)
+            wide, tall = grown
+        out.append(call)
+    return out

@@ -9,13 +9,13 @@ AV1 decodes to the same pixels everywhere, so every device predicts from the sam
 
 from __future__ import annotations
 
+import hashlib
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from fogline.common.errors import FormatError
 from fogline.common.images import avif2
@@ -23,6 +23,7 @@ from fogline.common.images.codec import LayerCodec, Placement, codec_of
 from fogline.common.images.container import coded_pixels
 from fogline.common.images.record import Layer, LayerKind
 from fogline.common.images.regions import Region
+from fogline.common.images.shared_cache import SharedCache
 
 MAX_CROPS = 64
 MAX_SIDE = 16384
@@ -32,14 +33,28 @@ _HEAD, _LENGTH, _REGION = struct.Struct("<4sHHB"), struct.Struct("<I"), struct.S
 
 @dataclass(frozen=True, eq=False)
 class ReferencePicture:
-    """A decoded reference."""
+    """A reference, parsed; it stays compressed, and its pixels are kept as far as the cache's budget goes."""
 
-    pixels: torch.Tensor  # uint8 (3, height, width)
+    size: tuple[int, int]  # width, height
+    layers: tuple[Layer, ...]  # of `avif2`: the frame, then the crops
+    prepared: tuple[Any, ...]  # each of them as its codec wants it
+    digest: bytes  # SHA-256 of the blob
+    cache: SharedCache
 
-    @property
-    def size(self) -> tuple[int, int]:
-        """Width and height."""
-        return int(self.pixels.shape[2]), int(self.pixels.shape[1])
+    def pixels(self, device: torch.device) -> torch.Tensor:
+        """Uint8 (3, height, width) on the device, to read only. Raises FormatError where it can't be decoded."""
+        return self.cache.decoded(("latent picture", self.digest, device), lambda: self._decode().to(device))
+
+    def _decode(self) -> torch.Tensor:
+        width, height = self.size
+        places = [Placement(*layer.region, (0.0, 0.0, 1.0, 1.0)) for layer in self.layers]
+        kinds = [layer.kind for layer in self.layers]
+        rendered = _codec().render(self.prepared, kinds, places, torch.device("cpu"))
+        out = torch.empty((3, height, width), dtype=torch.uint8)
+        for layer, tensor in zip(self.layers, rendered, strict=True):
+            x, y, w, h = layer.region
+            out[:, y : y + h, x : x + w] = tensor.mul(255).round_().to(torch.uint8)
+        return out
 
 
 def pack_picture(width: int, height: int, frame: bytes, crops: Sequence[tuple[Region, bytes]]) -> bytes:
@@ -50,8 +65,8 @@ def pack_picture(width: int, height: int, frame: bytes, crops: Sequence[tuple[Re
     return b"".join(out)
 
 
-def unpack_picture(blob: bytes, frame: tuple[int, int] | None = None) -> ReferencePicture:
-    """Parse and decode a blob. Raises FormatError for a malformed one, or one that is not of `frame`'s size."""
+def unpack_picture(blob: bytes, cache: SharedCache | None = None) -> ReferencePicture:
+    """Parse a blob; None: a cache of its own. Raises FormatError for a malformed one, before anything is decoded."""
     if len(blob) < _HEAD.size or blob[:3] != _MAGIC[:3]:
         raise _bad("it does not begin as one; the shared state is of another codec")
     magic, width, height, count = _HEAD.unpack_from(blob)
@@ -59,8 +74,6 @@ def unpack_picture(blob: bytes, frame: tuple[int, int] | None = None) -> Referen
         raise FormatError(f"reference picture of version {magic[3]}: this build reads version {_MAGIC[3]}; update")
     if not (0 < width <= MAX_SIDE and 0 < height <= MAX_SIDE) or count > MAX_CROPS:
         raise _bad(f"it has {width}x{height} pixels and {count} crops")
-    if frame is not None and (width, height) != frame:
-        raise FormatError(f"a frame of {frame[0]}x{frame[1]} has a reference of {width}x{height}; encode it again")
     position, layers = _HEAD.size, []
     pixels, limit = 0, coded_pixels(width, height)
     for number in range(count + 1):
@@ -80,19 +93,13 @@ def unpack_picture(blob: bytes, frame: tuple[int, int] | None = None) -> Referen
         position += length
     if position != len(blob):
         raise _bad(f"{len(blob) - position} bytes follow it")
-    return ReferencePicture(torch.from_numpy(_decode(layers, width, height)))
+    prepared = tuple(_codec().prepare(layer, {}) for layer in layers)
+    digest = hashlib.sha256(blob).digest()
+    return ReferencePicture((width, height), tuple(layers), prepared, digest, cache or SharedCache())
 
 
-def _decode(layers: Sequence[Layer], width: int, height: int) -> NDArray[np.uint8]:
-    codec: LayerCodec = codec_of(avif2.Avif2.number, 1)
-    prepared = [codec.prepare(layer, {}) for layer in layers]
-    places = [Placement(*layer.region, (0.0, 0.0, 1.0, 1.0)) for layer in layers]
-    out = np.empty((3, height, width), np.uint8)
-    rendered = codec.render(prepared, [layer.kind for layer in layers], places, torch.device("cpu"))
-    for layer, tensor in zip(layers, rendered, strict=True):
-        x, y, w, h = layer.region
-        out[:, y : y + h, x : x + w] = tensor.mul(255).round_().to(torch.uint8).numpy()
-    return out
+def _codec() -> LayerCodec:
+    return codec_of(avif2.Avif2.number, 1)
 
 
 def _read(form: struct.Struct, blob: bytes, position: int) -> tuple[tuple[int, ...], int]:

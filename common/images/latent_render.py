@@ -12,6 +12,7 @@ from functools import lru_cache
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch.nn import functional
 
 from fogline.common.images.latent_blocks import Plane
@@ -33,80 +34,211 @@ def cosines(size: int) -> torch.Tensor:
 
 
 def predict(
-    references: torch.Tensor, origins: torch.Tensor, fields: torch.Tensor, block: int, window: Window
+    references: torch.Tensor,
+    origins: torch.Tensor,
+    fields: torch.Tensor,
+    block: int,
+    corners: torch.Tensor,
+    shape: tuple[int, int],
 ) -> torch.Tensor:
-    """Predictions of a window (B, 3, h, w) from references float (B, 3, H, W).
+    """Predictions of windows (B, 3, h, w) from references float (B, 3, H, W), all of a batch in a few calls.
 
-    `origins` (B, 2) are x, y of each layer in its reference; `fields` (B, rows, columns, 2) vectors in quarter pixels.
+    `origins` (B, 2) are x, y of each layer in its reference; `fields` (B, rows, columns, 2) vectors in quarter pixels;
+    `corners` int64 (B, 2) x, y of each window in its layer, and `shape` (w, h) the size of all of them.
     """
     device, (rows, columns) = references.device, fields.shape[1:3]
     size = references.new_tensor([references.shape[3], references.shape[2]])
-    top, below, down = _neighbours(window.y, window.h, rows, block, device)
-    left, right, across = _neighbours(window.x, window.w, columns, block, device)
-    x = torch.arange(window.x, window.x + window.w, device=device) + 0.5
-    y = torch.arange(window.y, window.y + window.h, device=device) + 0.5
-    shape = window.h, window.w
-    pixels = torch.stack([x.expand(shape), y[:, None].expand(shape)], dim=-1) + origins[:, None, None]
-    quarter = fields.to(torch.float32) / 4
+    xs = corners[:, :1] + torch.arange(shape[0], device=device)  # (B, w)
+    ys = corners[:, 1:] + torch.arange(shape[1], device=device)
+    left, right, across = _neighbours(xs, columns, block)
+    top, below, down = _neighbours(ys, rows, block)
+    full = len(corners), shape[1], shape[0]
+    pixels = torch.stack([(xs + 0.5)[:, None].expand(full), (ys + 0.5)[:, :, None].expand(full)], dim=-1)
+    pixels = pixels + origins[:, None, None]
+    quarter, image = fields.to(torch.float32) / 4, torch.arange(len(corners), device=device)[:, None, None]
     out: torch.Tensor | None = None
     for row, row_weight in ((top, 1 - down), (below, down)):
         for column, column_weight in ((left, 1 - across), (right, across)):
-            at = (pixels + quarter[:, row][:, :, column]) * (2 / size) - 1
+            at = (pixels + quarter[image, row[:, :, None], column[:, None]]) * (2 / size) - 1
             found = functional.grid_sample(references, at, mode="bicubic", padding_mode="border", align_corners=False)
-            found *= row_weight[:, None] * column_weight
+            found *= (row_weight[:, :, None] * column_weight[:, None])[:, None]
             out = found if out is None else out.add_(found)
     assert out is not None
     return out
 
 
-def residual(
-    latents: Sequence[Latents], layout: Layout, size: tuple[int, int], window: Window, device: torch.device
+def predict_one(
+    reference: torch.Tensor, origin: tuple[int, int], field: Field, block: int, window: Window
 ) -> torch.Tensor:
-    """What is added to the predictions of layers of one size (width, height): RGB (B, 3, h, w) in grey levels."""
-    width, height = size
+    """The prediction of one window (3, h, w) from a reference uint8 (3, H, W) on a CPU, in no more samples than needed.
+
+    As `predict`, but by the cells between the centres of four blocks. Where their vectors are one, a sample does for
+    four; and the most frequent vector of whole pixels, as still cameras have it, takes none at all.
+    """
+    half = block // 2
+    x0, x1 = (window.x + half) // block, (window.x + window.w - 1 + half) // block + 1
+    y0, y1 = (window.y + half) // block, (window.y + window.h - 1 + half) // block + 1
+    grown = np.pad(field, ((1, 1), (1, 1), (0, 0)), mode="edge")[y0 : y1 + 1, x0 : x1 + 1]
+    corners = [grown[i : y1 - y0 + i, j : x1 - x0 + j] for i in (0, 1) for j in (0, 1)]
+    uniform = np.all([(corner == corners[0]).all(axis=-1) for corner in corners[1:]], axis=0)
+    whole = uniform & (corners[0] % 4 == 0).all(axis=-1)
+    left = np.ones(uniform.shape, bool)
+    area = Window(x0 * block - half, y0 * block - half, (x1 - x0) * block, (y1 - y0) * block)
+    out = torch.empty((3, y1 - y0, block, x1 - x0, block))
+    if whole.any():
+        vectors, counts = np.unique(corners[0][whole], axis=0, return_counts=True)
+        most = vectors[counts.argmax()]
+        left = ~(whole & (corners[0] == most).all(axis=-1))
+        by = origin[0] + int(most[0]) // 4, origin[1] + int(most[1]) // 4
+        if not left.any():
+            return _shifted(reference, window, by).to(torch.float32)
+        out.view(3, area.h, area.w).copy_(_shifted(reference, area, by))
+    part, start = _reach(reference, origin, area, grown)
+    down, across = (torch.arange(block)[:, None] + 0.5) / block, (torch.arange(block) + 0.5) / block
+    weights = (1 - down) * (1 - across), (1 - down) * across, down * (1 - across), down * across
+    for cells, mixed in ((left & uniform, False), (left & ~uniform, True)):
+        row, column = np.nonzero(cells)
+        if not row.size:
+            continue
+        base = np.stack(
+            [column * block + area.x + origin[0] - start[0], row * block + area.y + origin[1] - start[1]], axis=-1
+        )
+        found: torch.Tensor | None = None
+        for corner, weight in zip(corners, weights, strict=True):
+            sampled = _sampled(part, base + corner[row, column] / 4, block)
+            if not mixed:
+                found = sampled
+                break
+            sampled *= weight
+            found = sampled if found is None else found.add_(sampled)
+        assert found is not None
+        out[:, torch.from_numpy(row), :, torch.from_numpy(column)] = found.transpose(0, 1)
+    x, y = window.x - area.x, window.y - area.y
+    return out.view(3, area.h, area.w)[:, y : y + window.h, x : x + window.w]
+
+
+def residual(
+    latents: Sequence[Latents],
+    layout: Layout,
+    size: tuple[int, int],
+    corners: Sequence[tuple[int, int]],
+    shape: tuple[int, int],
+    device: torch.device,
+) -> torch.Tensor:
+    """What is added to the predictions of windows of layers of one size (width, height): RGB (B, 3, h, w).
+
+    In grey levels. `corners` are x, y of each window, `shape` the (w, h) of all, both in luma blocks: blocks out of
+    view are not transformed. A window may go beyond the layer.
+    """
     planes = []
-    for number, (rows, columns, side) in enumerate(layout.planes(width, height)):
-        chosen = [None if one.planes is None else one.planes[number] for one in latents]
+    for number, (rows, columns, side) in enumerate(layout.planes(*size)):
         factor = layout.chroma_step if number else 1.0
-        plane = _inverse(chosen, [step_size(one.step) * factor for one in latents], (rows, columns, side), device)
-        if number and layout.halved:
-            plane = functional.interpolate(plane[:, None], scale_factor=2, mode="bilinear", align_corners=False)[:, 0]
-        planes.append(plane[:, window.y : window.y + window.h, window.x : window.x + window.w])
+        halved = bool(number) and layout.halved
+        # A chroma block covers as many pixels as one of luma; enlarging takes a sample from the next one.
+        margin = int(halved)
+        windows = [(x - margin, y - margin, shape[0] + 2 * margin, shape[1] + 2 * margin) for x, y in corners]
+        chosen = [None if one.planes is None else one.planes[number] for one in latents]
+        plane = _inverse(chosen, [step_size(one.step) * factor for one in latents], windows, side, device)
+        planes.append(_enlarged(plane, windows, (rows, columns, side)) if halved else plane)
     luma, blue, red = planes
     return torch.stack([luma + RED * red, luma + GREEN_BLUE * blue + GREEN_RED * red, luma + BLUE * blue], dim=1)
 
 
+Blocks = tuple[int, int, int, int]  # x, y, w, h of a window, in blocks
+
+
 def _inverse(
-    planes: Sequence[Plane | None], steps: Sequence[float], shape: tuple[int, int, int], device: torch.device
+    planes: Sequence[Plane | None], steps: Sequence[float], windows: Sequence[Blocks], size: int, device: torch.device
 ) -> torch.Tensor:
-    """Planes (B, rows * size, columns * size) from their coefficients."""
-    rows, columns, size = shape
-    out = torch.zeros((len(planes), rows, size, columns, size), device=device)
-    found = [(i, plane, steps[i]) for i, plane in enumerate(planes) if plane is not None and plane.index.size]
-    if found:
-        index = torch.from_numpy(np.concatenate([plane.index for _, plane, _ in found])).long().to(device)
-        image = torch.from_numpy(np.repeat([i for i, _, _ in found], [p.index.size for _, p, _ in found])).to(device)
-        step = torch.from_numpy(
-            np.repeat(np.array([s for _, _, s in found], np.float32), [p.index.size for _, p, _ in found])
-        )
-        values = torch.from_numpy(np.concatenate([plane.values for _, plane, _ in found])).to(device)
+    """Samples (B, h * size, w * size) of windows of planes, from the coefficients of the blocks in them."""
+    _, _, wide, tall = windows[0]
+    out = torch.zeros((len(planes), tall, size, wide, size), device=device)
+    index, values, scale = [], [], []
+    for i, (plane, step, (x, y, _, _)) in enumerate(zip(planes, steps, windows, strict=True)):
+        if plane is None or not plane.index.size:
+            continue
+        row, column = np.divmod(plane.index, plane.columns)
+        row, column = row - y, column - x
+        inside = (row >= 0) & (row < tall) & (column >= 0) & (column < wide)
+        row, column = row[inside], column[inside]
+        index.append(np.stack([np.full(len(row), i), row, column]))
+        values.append(plane.values[inside])
+        scale.append(np.full(len(row), step, np.float32))
+    if index:
+        image, rows, columns = torch.from_numpy(np.concatenate(index, axis=1).astype(np.int64)).to(device)
+        step_of = torch.from_numpy(np.concatenate(scale)).to(device)
+        coefficients = torch.from_numpy(np.concatenate(values)).to(device)
         matrix = cosines(size).to(device)
-        blocks = matrix.T @ (values.to(torch.float32) * step.to(device)[:, None, None]) @ matrix
-        out[image, index // columns, :, index % columns] = blocks
-    return out.view(len(planes), rows * size, columns * size)
+        blocks = matrix.T @ (coefficients.to(torch.float32) * step_of[:, None, None]) @ matrix
+        out[image, rows, :, columns] = blocks
+    return out.view(len(planes), tall * size, wide * size)
 
 
-def _neighbours(
-    start: int, length: int, blocks: int, block: int, device: torch.device
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def _enlarged(planes: torch.Tensor, windows: Sequence[Blocks], shape: tuple[int, int, int]) -> torch.Tensor:
+    """Windows of planes at twice the size, without the block around each that they came with."""
+    rows, columns, side = shape
+    _, _, wide, tall = windows[0]
+    device = planes.device
+
+    def line(starts: list[int], length: int, blocks: int) -> torch.Tensor:
+        start = torch.tensor(starts, device=device)[:, None] * side
+        inner = torch.arange(side - 1, (length - 1) * side + 1, device=device)  # a sample more at both ends
+        # Beyond the plane its edge counts, and what lies there was not computed.
+        return ((start + inner).clamp(0, blocks * side - 1) - start).clamp(0, length * side - 1)
+
+    y, x = line([w[1] for w in windows], tall, rows), line([w[0] for w in windows], wide, columns)
+    image = torch.arange(len(windows), device=device)[:, None, None]
+    near = planes[image, y[:, :, None], x[:, None]]
+    grown = functional.interpolate(near[:, None], scale_factor=2, mode="bilinear", align_corners=False)[:, 0]
+    return grown[:, 2:-2, 2:-2]
+
+
+def _neighbours(pixels: torch.Tensor, blocks: int, block: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """For each pixel of a line the blocks before and after it by their centres, and the weight of the second."""
-    at = (torch.arange(start, start + length, device=device) + 0.5) / block - 0.5
+    at = (pixels + 0.5) / block - 0.5
     before = at.floor()
     return (
         before.clamp(0, blocks - 1).long(),
         (before + 1).clamp(0, blocks - 1).long(),
         at - before,
     )
+
+
+def _shifted(reference: torch.Tensor, window: Window, by: tuple[int, int]) -> torch.Tensor:
+    """A window of a picture (3, H, W), moved by whole pixels; beyond its edge, the edge."""
+    x, y, (height, width) = window.x + by[0], window.y + by[1], reference.shape[1:]
+    if x >= 0 and y >= 0 and x + window.w <= width and y + window.h <= height:
+        return reference[:, y : y + window.h, x : x + window.w]
+    rows = torch.arange(y, y + window.h).clamp_(0, height - 1)
+    columns = torch.arange(x, x + window.w).clamp_(0, width - 1)
+    return reference[:, rows][:, :, columns]
+
+
+def _reach(
+    reference: torch.Tensor, origin: tuple[int, int], window: Window, vectors: NDArray[np.int32]
+) -> tuple[torch.Tensor, tuple[int, int]]:
+    """The part of a picture that samples can come from, float (3, h, w), and the x, y where it begins."""
+    low, high = vectors.min(axis=(0, 1)) // 4 - 2, -(-vectors.max(axis=(0, 1)) // 4) + 3
+    height, width = reference.shape[1:]
+    x0 = min(max(0, window.x + origin[0] + int(low[0])), width - 1)
+    y0 = min(max(0, window.y + origin[1] + int(low[1])), height - 1)
+    x1 = min(max(x0 + 1, window.x + origin[0] + window.w + int(high[0])), width)
+    y1 = min(max(y0 + 1, window.y + origin[1] + window.h + int(high[1])), height)
+    return reference[:, y0:y1, x0:x1].to(torch.float32), (x0, y0)
+
+
+def _sampled(picture: torch.Tensor, corners: NDArray[np.float64], side: int) -> torch.Tensor:
+    """Bicubic samples (3, N, side, side) of a picture (3, H, W): squares with their first pixels at x, y (N, 2)."""
+    size = np.array([picture.shape[2], picture.shape[1]])
+    first = torch.from_numpy(((corners + 0.5) * (2 / size) - 1).astype(np.float32))
+    x, y = (torch.arange(side) * (2 / int(length)) for length in size)
+    grid = torch.empty((len(corners), side, side, 2))
+    grid[..., 0] = (first[:, 0, None] + x)[:, None]
+    grid[..., 1] = (first[:, 1, None] + y)[:, :, None]
+    found = functional.grid_sample(
+        picture[None], grid.view(1, -1, side, 2), mode="bicubic", padding_mode="border", align_corners=False
+    )
+    return found[0].view(3, -1, side, side)
 
 
 def field_tensor(fields: Sequence[Field], device: torch.device) -> torch.Tensor:

@@ -9,8 +9,7 @@ costs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -20,11 +19,12 @@ from numpy.typing import NDArray
 
 from fogline.common.images.codec import LayerCodec, Placement, register
 from fogline.common.images.record import Layer, LayerKind
-from fogline.common.images.sampling import Sampling
+from fogline.common.images.sampling import Sampling, Samplings
 from fogline.common.images.siren_base import base_weights
 from fogline.common.images.siren_canvas import Canvas, send
 from fogline.common.images.siren_payload import STEPS, Networks, Shape, unpack
 from fogline.common.images.siren_tiles import Tile, tiles
+from fogline.common.images.threads import each
 
 _CPU_ELEMENTS = 1 << 17  # activations of one tensor call: they should stay in a core's cache
 _GPU_ELEMENTS = 1 << 27
@@ -62,7 +62,8 @@ class SirenCodec(LayerCodec):
         Networks were fitted at the centres of their layer's pixels, and between them objects are 3 to 4 dB worse: they
         are evaluated at the centres that a placement needs, and resampled from there.
         """
-        samplings = [Sampling.of(place, one.size) for one, place in zip(prepared, places, strict=True)]
+        made = Samplings(device)
+        samplings = [made.of(place, one.size) for one, place in zip(prepared, places, strict=True)]
         evaluated = [_on_grid(sampling, one.size) for one, sampling in zip(prepared, samplings, strict=True)]
         networks = [one.networks for one in prepared]
         canvas = Canvas(kinds, evaluated, device)
@@ -124,30 +125,8 @@ def evaluate(layers: Weights, xs: torch.Tensor, ys: torch.Tensor) -> torch.Tenso
         weights, biases = rest[-1]
         out[some, :, rows] = torch.baddbmm(biases[some], weights[some], values).view(-1, 3, grid.shape[2], w)
 
-    _each(fill, [(start, top) for start in range(0, count, networks) for top in range(0, h, stride)], xs.device)
+    each(fill, [(start, top) for start in range(0, count, networks) for top in range(0, h, stride)], xs.device)
     return out
-
-
-def _each(call: Callable[[tuple[int, int]], None], pieces: Sequence[tuple[int, int]], device: torch.device) -> None:
-    """Call for every piece; on a CPU, pieces side by side on single threads.
-
-    A thread team inside each product would leave numpy's sines to one core, and on a busy machine spin for its members.
-    """
-    configured = torch.get_num_threads()
-    threads = min(configured, len(pieces)) if device.type == "cpu" else 1
-    inference = torch.is_inference_mode_enabled()  # of this thread, and the others may not write to its tensors without
-
-    def in_mode(piece: tuple[int, int]) -> None:
-        with torch.inference_mode(inference):
-            call(piece)
-
-    if threads > 1:
-        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            list(pool.map(in_mode, pieces))
-        torch.set_num_threads(configured)  # a part of the setting is the process's, not the thread's
-    else:
-        for piece in pieces:
-            call(piece)
 
 
 def _sine_(x: torch.Tensor) -> torch.Tensor:

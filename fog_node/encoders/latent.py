@@ -12,7 +12,7 @@ import hashlib
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -25,10 +25,13 @@ from fogline.common.images.latent_motion import Field
 from fogline.common.images.latent_payload import Latents, pack
 from fogline.common.images.latent_picture import MAX_CROPS, pack_picture, unpack_picture
 from fogline.common.images.record import Layer, LayerKind, SharedState
+from fogline.common.images.shared_cache import SharedCache
 from fogline.fog_node.encoders.latent_frame import Coded, Frame, Reference, Steps, code_frame, squared_error
 from fogline.fog_node.encoders.latent_params import LatentParams
 
-_CAMERAS = 64  # whose references are kept, some 100 bytes a pixel; one that comes back later starts a new one
+_CAMERAS = 64  # whose references are kept, compressed; one that comes back later starts a new one
+_CACHE_BYTES = 256 << 20  # of decoded references and what vectors are searched in: ten cameras of 640x360
+_REMEMBERED = 256  # frames of a camera that may come again, when a batch failed or its records found no room
 _TOGETHER = 4  # frames coded side by side; fixed, so that batches give the same bytes on any number of cores
 _PATIENCE = 2  # frames in a row that cost more than the mean, so that one odd frame does not end a reference
 
@@ -41,17 +44,20 @@ class _Camera:
     frames: int = 1
     above: int = 0  # frames in a row that cost more than the mean
     field: Field | None = None
+    booked: tuple[bytes, ...] = ()  # digests of the last frames in `total`
 
 
 class LatentEncoder(ImageEncoder):
     """Encodes images of any number of cameras, each in its order."""
 
-    def __init__(self, params: LatentParams) -> None:
+    def __init__(self, params: LatentParams, cache_bytes: int = _CACHE_BYTES) -> None:
+        """`cache_bytes` bounds what is kept to save time; a camera whose part has gone has it made again."""
         self._params = params
         self._steps = Steps(
             step_number(params.background_quality), object_step_number(params.object_quality), params.object_quality
         )
         self._cameras: OrderedDict[tuple[str, int, int], _Camera] = OrderedDict()
+        self._cache = SharedCache(cache_bytes)
 
     def encode(self, images: Sequence[SourceImage]) -> list[EncodedImage]:
         """See ImageEncoder.encode."""
@@ -59,12 +65,16 @@ class LatentEncoder(ImageEncoder):
         for i, image in enumerate(images):
             runs.setdefault((image.camera, *image.pixels.shape[1::-1]), []).append(i)
         out: dict[int, EncodedImage] = {}
+        before = OrderedDict((key, replace(camera)) for key, camera in self._cameras.items())
         configured = torch.get_num_threads()
         with ThreadPoolExecutor(configured, initializer=torch.set_num_threads, initargs=(1,)) as pool:
             try:
                 for key, members in runs.items():
                     encoded = self._run(key, [Frame(images[i]) for i in members], pool)
                     out.update(zip(members, encoded, strict=True))
+            except BaseException:
+                self._cameras = before  # the batch comes again
+                raise
             finally:
                 torch.set_num_threads(configured)  # a part of the setting is the process's, not the thread's
         return [out[i] for i in range(len(images))]
@@ -84,7 +94,7 @@ class LatentEncoder(ImageEncoder):
             some = frames[at : at + _TOGETHER]
             code = partial(code_frame, reference=camera.reference, steps=self._steps, before=camera.field)
             for frame, coded in zip(some, pool.map(code, some), strict=True):
-                if camera.frames >= self._params.max_frames or coded is None or self._worn(camera, coded):
+                if camera.frames >= self._params.max_frames or coded is None or self._worn(camera, frame, coded):
                     yield self._begin(key, frame)
                     at += 1
                     break
@@ -92,14 +102,18 @@ class LatentEncoder(ImageEncoder):
                 yield EncodedImage(coded.layers, (camera.shared,))
                 at += 1
 
-    def _worn(self, camera: _Camera, coded: Coded) -> bool:
-        """Whether a new reference is due; else the frame is booked."""
+    def _worn(self, camera: _Camera, frame: Frame, coded: Coded) -> bool:
+        """Whether a new reference is due; else the frame is booked: once, though its batch may be encoded again."""
+        digest = _digest(frame)
+        if digest in camera.booked:
+            return False
         mean = camera.total / camera.frames
         camera.above = camera.above + 1 if coded.cost > mean else 0
         if camera.above >= _PATIENCE or coded.cost > camera.reference.cost:
             return True
         camera.total += coded.cost
         camera.frames += 1
+        camera.booked = (*camera.booked[1 - _REMEMBERED :], digest)
         return False
 
     def _begin(self, key: tuple[str, int, int], frame: Frame) -> EncodedImage:
@@ -111,13 +125,13 @@ class LatentEncoder(ImageEncoder):
             crop = np.ascontiguousarray(image.pixels[y : y + h, x : x + w])
             crops.append(((x, y, w, h), avif2.encode_payload(crop, params.object_quality, full_chroma=True)))
         blob = pack_picture(frame.width, frame.height, payload, crops)
-        picture = unpack_picture(blob)
-        shown = picture.pixels.float()
+        picture = unpack_picture(blob, self._cache)
+        shown = picture.pixels(torch.device("cpu")).float()
         cost = 8.0 * len(blob)
         for kind, where in ((LayerKind.BACKGROUND, ~frame.inside), (LayerKind.OBJECT, frame.inside)):
             cost += squared_error(frame.pixels, shown, where) / self._steps.price(kind)
         shared = SharedState(hashlib.sha256(blob).digest(), blob)
-        self._cameras[key] = _Camera(Reference(picture, cost), shared, cost)
+        self._cameras[key] = _Camera(Reference(picture, cost), shared, cost, booked=(_digest(frame),))
         while len(self._cameras) > _CAMERAS:
             self._cameras.popitem(last=False)
         region = (0, 0, frame.width, frame.height)
@@ -128,6 +142,10 @@ class LatentEncoder(ImageEncoder):
             rest = avif2.encode_payload(crop, params.object_quality, full_chroma=True)
             layers.append(Layer(LayerKind.OBJECT, avif2.Avif2.number, avif2.Avif2.version, (x, y, w, h), 1.0, rest))
         return EncodedImage(tuple(layers), (shared,))
+
+
+def _digest(frame: Frame) -> bytes:
+    return hashlib.blake2b(frame.image.pixels.tobytes(), digest_size=16).digest()
 
 
 def step_number(background_quality: int) -> int:

@@ -14,10 +14,10 @@ from torch.nn import functional
 from fogline.common.images import avif2
 from fogline.common.images.codec import Placement, SourceImage
 from fogline.common.images.latent import Latent
-from fogline.common.images.latent_motion import Field
+from fogline.common.images.latent_motion import Field, blocks_of
 from fogline.common.images.latent_payload import LAYOUTS, Latents, Layout, pack, step_size, vectors
 from fogline.common.images.latent_picture import ReferencePicture
-from fogline.common.images.latent_render import cosines, field_tensor, predict, residual
+from fogline.common.images.latent_render import cosines, predict_one, residual
 from fogline.common.images.record import Layer, LayerKind
 from fogline.common.images.regions import Region, object_regions
 from fogline.common.images.sampling import Window
@@ -88,13 +88,41 @@ class Coded:
 
 
 class Reference:
-    """A reference picture as an encoder sees it."""
+    """A reference picture as an encoder sees it: what can be made again is kept as far as the cache's budget goes."""
 
     def __init__(self, picture: ReferencePicture, cost: float) -> None:
         self.cost = cost
-        self.pixels = picture.pixels.to(torch.float32)[None]
-        self.luma = pyramid(luma(self.pixels[0]))
-        self.fine = [fine(plane) for plane in self.luma]  # at quarter pixels
+        self._picture = picture
+
+    @property
+    def pixels(self) -> torch.Tensor:
+        """Uint8 (3, H, W)."""
+        return self._picture.pixels(_CPU)
+
+    @property
+    def planes(self) -> SearchPlanes:
+        """What vectors are searched in."""
+        picture = self._picture
+        return picture.cache.decoded(("search planes", picture.digest), lambda: SearchPlanes.of(self.pixels))
+
+
+@dataclass(frozen=True)
+class SearchPlanes:
+    """Luma of a reference, some 90 bytes a pixel."""
+
+    luma: list[torch.Tensor]  # a pyramid
+    fine: list[torch.Tensor]  # each of its planes at quarter pixels
+
+    @classmethod
+    def of(cls, pixels: torch.Tensor) -> SearchPlanes:
+        """From uint8 (3, H, W)."""
+        planes = pyramid(luma(pixels.to(torch.float32)))
+        return cls(planes, [fine(plane) for plane in planes])
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all planes."""
+        return sum(plane.nbytes for plane in (*self.luma, *self.fine))
 
 
 def luma(pixels: torch.Tensor) -> torch.Tensor:
@@ -109,8 +137,9 @@ def code_frame(frame: Frame, reference: Reference, steps: Steps, before: Field |
     """
     kind, price = LayerKind.BACKGROUND, steps.price(LayerKind.BACKGROUND)
     layout = LAYOUTS[kind]
-    affine = affine_motion(frame.luma, reference.luma)
-    offsets = frame_field(frame.luma, reference.fine, affine, layout.block, price, before)
+    planes = reference.planes
+    affine = affine_motion(frame.luma, planes.luma)
+    offsets = frame_field(frame.luma, planes.fine, affine, layout.block, price, before)
     moved = Latents(0, steps.background, affine, offsets, None)
     region = (0, 0, frame.width, frame.height)
     latents, shown = _with_residual(moved, kind, region, frame, reference, ~frame.inside)
@@ -122,7 +151,7 @@ def code_frame(frame: Frame, reference: Reference, steps: Steps, before: Field |
     cost = 8 * len(payload) + squared_error(frame.pixels, shown, ~frame.inside) / price
     field = vectors(latents, kind, frame.width, frame.height)
     for place in frame.regions:
-        layer, bits, shown = _code_object(frame, reference, steps, place, shown, field)
+        layer, bits = _code_object(frame, reference, planes, steps, place, shown, field)
         cost += bits
         if layer is not None:
             layers.append(layer)
@@ -132,9 +161,18 @@ def code_frame(frame: Frame, reference: Reference, steps: Steps, before: Field |
 
 
 def _code_object(
-    frame: Frame, reference: Reference, steps: Steps, region: Region, shown: torch.Tensor, field: Field
-) -> tuple[Layer | None, float, torch.Tensor]:
-    """The cheapest of: no layer, where the background is good enough; prediction and residual; an AVIF crop."""
+    frame: Frame,
+    reference: Reference,
+    planes: SearchPlanes,
+    steps: Steps,
+    region: Region,
+    shown: torch.Tensor,
+    field: Field,
+) -> tuple[Layer | None, float]:
+    """The cheapest of: no layer, where the background is good enough; prediction and residual; an AVIF crop.
+
+    What a receiver sees of it is written to `shown`.
+    """
     x, y, w, h = region
     price, kind = steps.price(LayerKind.OBJECT), LayerKind.OBJECT
     here = (slice(None), slice(y, y + h), slice(x, x + w))
@@ -150,7 +188,7 @@ def _code_object(
     block = LAYOUTS[LayerKind.BACKGROUND].block
     around = field[y // block : -(-(y + h) // block), x // block : -(-(x + w) // block)]
     affine, offsets = region_field(
-        frame.luma[0][here[1:]], reference.fine[0], (x, y), median_vector(around), LAYOUTS[kind].block, price
+        frame.luma[0][here[1:]], planes.fine[0], (x, y), median_vector(around), LAYOUTS[kind].block, price
     )
     moved = Latents(0, steps.object, affine, offsets, None)
     latents, pixels = _with_residual(moved, kind, region, frame, reference, None)
@@ -161,9 +199,9 @@ def _code_object(
     layer = Layer(kind, avif2.Avif2.number, avif2.Avif2.version, region, 1.0, payload)
     consider(layer, _decode_avif(layer))
     _, chosen, bits, pixels = min(choices, key=lambda choice: choice[0])
-    out = shown.clone()
-    out[here] = pixels
-    return chosen, bits, out
+    if chosen is not None:
+        shown[here] = pixels
+    return chosen, bits
 
 
 def _with_residual(
@@ -175,11 +213,8 @@ def _with_residual(
     """
     x, y, w, h = region
     layout = LAYOUTS[kind]
-    field = field_tensor([vectors(latents, kind, w, h)], _CPU)
-    origin = torch.tensor([[x, y]], dtype=torch.float32)
-    whole = Window(0, 0, w, h)
-    predicted = predict(reference.pixels, origin, field, layout.block, whole)
-    left = frame.pixels[:, y : y + h, x : x + w] - predicted[0].clamp(0, 255)
+    predicted = predict_one(reference.pixels, (x, y), vectors(latents, kind, w, h), layout.block, Window(0, 0, w, h))
+    left = frame.pixels[:, y : y + h, x : x + w] - predicted.clamp(0, 255)
     if where is not None:
         left = left * where
     bright = luma(left)
@@ -190,8 +225,9 @@ def _with_residual(
         planes.append(quantise(coefficients, step_size(latents.step) * factor, 2 * kind + (number > 0), PRICE))
     if any(plane.index.size for plane in planes):
         latents = replace(latents, planes=(planes[0], planes[1], planes[2]))
-        predicted += residual([latents], layout, (w, h), whole, _CPU)
-    return latents, predicted[0].clamp_(0, 255)
+        shape = blocks_of(w, layout.luma), blocks_of(h, layout.luma)
+        predicted += residual([latents], layout, (w, h), [(0, 0)], shape, _CPU)[0, :, :h, :w]
+    return latents, predicted.clamp_(0, 255)
 
 
 def transform(plane: torch.Tensor, layout: Layout, number: int) -> NDArray[np.float32]:

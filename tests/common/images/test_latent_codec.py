@@ -1,6 +1,8 @@
 """The decoding half of `latent`: payloads, motion, sampling, references, and what is hostile about them."""
 
 import hashlib
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -13,14 +15,14 @@ from fogline.common.errors import FormatError
 from fogline.common.images import avif2, resample
 from fogline.common.images.codec import Placement, SharedBlobs
 from fogline.common.images.decode import BatchDecoder
-from fogline.common.images.latent import Latent, decode
+from fogline.common.images.latent import Latent, calls, decode, decode_together
 from fogline.common.images.latent_blocks import Plane, read_plane, write_plane
 from fogline.common.images.latent_motion import affine_field, read_field, write_field
 from fogline.common.images.latent_payload import LAYOUTS, Latents, pack, unpack
 from fogline.common.images.latent_picture import pack_picture, unpack_picture
-from fogline.common.images.latent_render import cosines
+from fogline.common.images.latent_render import cosines, field_tensor, predict, predict_one
 from fogline.common.images.record import ImageRecord, Layer, LayerKind
-from fogline.common.images.sampling import Window
+from fogline.common.images.sampling import Samplings, Window
 from fogline.common.images.static_rans import Decoder, Encoder
 
 CPU = torch.device("cpu")
@@ -152,7 +154,7 @@ def test_a_still_shows_its_reference() -> None:
     made, shared = record([background(bytes([0, 0, 40]))], [blob])
     decoder = BatchDecoder()
     shown = decoder.decode([decoder.prepare(made, shared)])[0]
-    assert torch.equal((shown * 255).round().to(torch.uint8), unpack_picture(blob).pixels)
+    assert torch.equal((shown * 255).round().to(torch.uint8), unpack_picture(blob).pixels(CPU))
 
 
 def test_motion_moves_the_reference() -> None:
@@ -163,7 +165,7 @@ def test_motion_moves_the_reference() -> None:
     made, shared = record([background(payload)], [blob])
     decoder = BatchDecoder()
     shown = decoder.decode([decoder.prepare(made, shared)])[0]
-    still = unpack_picture(blob).pixels.float() / 255
+    still = unpack_picture(blob).pixels(CPU).float() / 255
     assert torch.allclose(shown[:, 1:, : W - 2], still[:, : H - 1, 2:], atol=1e-4)
 
 
@@ -181,9 +183,9 @@ def prepared(seed: int = 0) -> tuple[BatchDecoder, object]:
 def test_a_part_is_the_same_as_that_part_of_the_whole() -> None:
     _, image = prepared()
     data = image.layers[0].data
-    whole = decode([data], CPU, Window(0, 0, W, H))[0]
+    whole = decode([data], [Window(0, 0, W, H)], CPU)[0]
     for window in (Window(0, 0, 5, 7), Window(19, 11, 20, 16), Window(W - 1, H - 1, 1, 1)):
-        part = decode([data], CPU, window)[0]
+        part = decode([data], [window], CPU)[0]
         expected = whole[:, window.y : window.y + window.h, window.x : window.x + window.w]
         assert (part - expected).abs().max() < 1 / 255
 
@@ -227,6 +229,99 @@ def test_one_reference_is_decoded_once_for_all_records() -> None:
     assert len({id(image.layers[0].data.picture) for image in images}) == 1
 
 
+def many_references(count: int) -> list[tuple[ImageRecord, dict]]:
+    payload = pack(latents(LayerKind.BACKGROUND), LayerKind.BACKGROUND)
+    return [record([background(payload)], [reference(texture(seed=i))]) for i in range(count)]
+
+
+@pytest.mark.parametrize("budget", [0, 2 * 3 * W * H])
+def test_decoded_references_stay_within_their_budget(budget: int) -> None:
+    small, large = BatchDecoder(shared_bytes=budget), BatchDecoder()
+    made = many_references(5)
+    expected = large.decode([large.prepare(*one) for one in made])
+    images = [small.prepare(*one) for one in made]
+    assert small.shared_bytes_held == 0  # nothing is decoded before it is shown
+    for _ in range(2):
+        for at in range(5):
+            assert torch.equal(small.decode([images[at]])[0], expected[at])
+            assert small.shared_bytes_held == budget if at > 1 else small.shared_bytes_held <= budget
+    assert large.shared_bytes_held == 5 * 3 * W * H
+
+
+def test_threads_prepare_and_decode_at_once() -> None:
+    made, decoder, start = many_references(3), BatchDecoder(shared_bytes=3 * W * H), threading.Barrier(4)
+    expected = [BatchDecoder() for _ in made]
+    wanted = [one.decode([one.prepare(*m)])[0] for one, m in zip(expected, made, strict=True)]
+
+    def work(seed: int) -> bool:
+        start.wait(timeout=30)
+        order = np.random.default_rng(seed).integers(0, 3, 30)
+        return all(torch.equal(decoder.decode([decoder.prepare(*made[i])])[0], wanted[i]) for i in order)
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(work, range(4)))
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_few_samples_show_what_all_of_them_do(data: st.DataObject) -> None:
+    width, height = data.draw(st.integers(1, 70)), data.draw(st.integers(1, 50))
+    block = data.draw(st.sampled_from([8, 16]))
+    rng = np.random.default_rng(data.draw(st.integers(0, 2**31)))
+    choices = np.array([[0, 0], [8, -4], [3, 5], [-9, 2], [4000, -8000]])[: data.draw(st.integers(1, 5))]
+    rows, columns = -(-height // block), -(-width // block)
+    field = choices[rng.integers(0, len(choices), (rows, columns))].astype(np.int32)
+    origin = data.draw(st.integers(0, 5)), data.draw(st.integers(0, 5))
+    picture = torch.from_numpy(rng.integers(0, 256, (3, height + 5, width + 5), np.uint8))
+    x, y = data.draw(st.integers(0, width - 1)), data.draw(st.integers(0, height - 1))
+    window = Window(x, y, data.draw(st.integers(1, width - x)), data.draw(st.integers(1, height - y)))
+    few = predict_one(picture, origin, field, block, window)
+    every = predict(
+        picture[None].float(), torch.tensor([origin]), field_tensor([field], CPU), block,
+        torch.tensor([[x, y]]), (window.w, window.h),
+    )[0]  # fmt: skip
+    assert few.shape == every.shape
+    assert (few - every).abs().max() < 0.05  # of 255: positions are float32
+
+
+def test_a_still_is_its_reference_to_the_bit() -> None:
+    blob = reference()
+    made, shared = record([background(bytes([0, 0, 40]))], [blob])
+    decoder = BatchDecoder()
+    shown = decoder.decode([decoder.prepare(made, shared)])[0]
+    assert torch.equal(shown, unpack_picture(blob).pixels(CPU).float().div(255))
+
+
+def test_windows_of_a_batch_are_each_its_own() -> None:
+    _, image = prepared()
+    windows = [Window(0, 0, 5, 7), Window(19, 11, 20, 16), Window(W - 1, H - 1, 1, 1), Window(0, 0, W, H)]
+    for layer, sizes in ((image.layers[0], windows), (image.layers[1], [Window(3, 2, 9, 8), Window(0, 0, 21, 17)])):
+        together = decode_together([layer.data] * len(sizes), sizes, CPU)
+        for window, shown in zip(sizes, together, strict=True):
+            assert shown.shape[1:] == (window.h, window.w)
+            assert (shown - decode([layer.data], [window], CPU)[0]).abs().max() < 1e-3
+
+
+def test_no_window_of_a_call_is_grown_to_more_than_twice_its_area() -> None:
+    _, image = prepared()
+    rng = np.random.default_rng(0)
+    places = [Placement(0, 0, w, h, (0.0, 0.0, w / W, h / H)) for w, h in rng.integers(1, 40, (50, 2)).tolist()]
+    samplings = [Samplings(CPU).of(place, (W, H)) for place in places]
+    found = calls([image.layers[0].data] * 50, samplings, torch.device("cuda"))
+    assert sorted(i for call in found for i in call) == list(range(50))
+    for call in found:
+        windows = [samplings[i].window for i in call]
+        area = max(w.w for w in windows) * max(w.h for w in windows)
+        assert all(area <= 2 * w.w * w.h for w in windows)
+
+
+def test_weights_of_equal_placements_are_made_once() -> None:
+    made = Samplings(CPU)
+    first, second = (made.of(Placement(0, 0, 20, 11, WHOLE), (W, H)) for _ in range(2))
+    assert first.across is second.across
+    assert first.down is second.down
+
+
 def test_a_missing_reference_is_named() -> None:
     made, shared = record([background(bytes([0, 0, 40]))], [reference()])
     with pytest.raises(FormatError, match="fetch it first"):
@@ -249,7 +344,7 @@ def test_many_objects_share_one_reference_uncopied() -> None:
     made, shared = record([background(bytes([0, 0, 40])), *things], [reference()])
     decoder = BatchDecoder()
     shown = decoder.decode([decoder.prepare(made, shared)])[0]
-    assert torch.equal((shown * 255).round().to(torch.uint8), unpack_picture(reference()).pixels)
+    assert torch.equal((shown * 255).round().to(torch.uint8), unpack_picture(reference()).pixels(CPU))
 
 
 def test_an_object_s_reference_is_of_the_frame_s_size() -> None:

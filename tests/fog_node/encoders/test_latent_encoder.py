@@ -16,7 +16,8 @@ from fogline.common.images.latent_motion import affine_field
 from fogline.common.images.quality import Quality, mean, measure
 from fogline.common.images.record import ImageRecord
 from fogline.fog_node.encoders import build_encoder
-from fogline.fog_node.encoders.latent_params import latent_params
+from fogline.fog_node.encoders.latent import LatentEncoder
+from fogline.fog_node.encoders.latent_params import LatentParams, latent_params
 from fogline.fog_node.encoders.motion_search import affine_motion, fine, frame_field, pyramid
 
 
@@ -135,6 +136,40 @@ def test_a_camera_that_changes_its_resolution_begins_again() -> None:
     digests = [image.shared[0].digest for image in encoded]
     assert digests[0] != digests[2]
     assert quality(images, encoded).full > 28
+
+
+def booked(made: LatentEncoder) -> list[tuple[int, float]]:
+    return [(camera.frames, camera.total) for camera in made._cameras.values()]
+
+
+def test_a_batch_that_comes_again_is_booked_once() -> None:
+    images = walk(6)
+    once, twice = LatentEncoder(LatentParams()), LatentEncoder(LatentParams())
+    for start in (0, 3):
+        once.encode(images[start : start + 3])
+        twice.encode(images[start : start + 3])
+        twice.encode(images[start : start + 3])  # its records found no room, say
+    assert [frames for frames, _ in booked(twice)] == [frames for frames, _ in booked(once)]
+
+
+def test_a_batch_that_fails_leaves_no_trace() -> None:
+    images = walk(4)
+    broken = SourceImage(np.zeros((8, 8), np.uint8), (), "other")  # no colours
+    made = LatentEncoder(LatentParams())
+    made.encode(images[:2])
+    before = booked(made)
+    with pytest.raises((ValueError, IndexError, RuntimeError)):
+        made.encode([*images[2:], broken])
+    assert booked(made) == before
+
+
+def test_cameras_take_no_more_than_the_cache_s_budget() -> None:
+    cameras = [walk(3, seed=i, camera=str(i)) for i in range(4)]
+    mixed = [image for frames in zip(*cameras, strict=True) for image in frames]
+    small, large = LatentEncoder(LatentParams(), cache_bytes=160 * 112 * 200), LatentEncoder(LatentParams())
+    for start in range(0, 12, 4):
+        assert small.encode(mixed[start : start + 4]) == large.encode(mixed[start : start + 4])
+    assert small._cache.held_bytes <= 160 * 112 * 200 < large._cache.held_bytes
 
 
 def test_max_frames_bounds_what_shares_a_reference() -> None:
