@@ -16,6 +16,7 @@ from fogline.common.rpc.retry import Backoff
 from fogline.common.rpc.status import translate
 from fogline.common.wire.transfer import CHUNK_BYTES, Piece
 from fogline.common.wire.upload import (
+    WINDOW_IMAGES,
     Drop,
     MarkStored,
     Offer,
@@ -24,7 +25,6 @@ from fogline.common.wire.upload import (
     SendChunk,
     SendOffer,
     UploadSender,
-    WINDOW_IMAGES,
 )
 from fogline.edge_agent.clock import FogClock
 from fogline.edge_agent.config import UplinkConfig
