@@ -1,0 +1,269 @@
+"""How fast a link is, as its sender can know it. Pure logic: times and bytes in, an estimate out.
+
+The unknown is x = ln(seconds per byte), a random walk whose variance grows by `drift`² a second; each acknowledged
+transfer is an observation of it (a scalar Kalman filter). What makes the observations honest:
+
+- the time of a transfer runs from when the link could begin with it (its own start, or the arrival of what was sent
+  before it) to its arrival (the acknowledgement less the round trip and what the peer held it for), so neither idle
+  gaps nor the peer's work nor waiting behind other bytes count as slowness;
+- a transfer too short to be told from the jitter says only that the link is *at least* so fast: it may raise the
+  rate and never lower it (the rule for application-limited samples of BBR, Cardwell et al. 2016);
+- an observation far outside of what the walk expects means that the link has changed: what was known is dropped;
+- bytes that are overdue say that the link is *at most* so fast, before any acknowledgement comes.
+
+The round trip is smoothed as in RFC 6298. All times are seconds of one steady clock of the caller's.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from dataclasses import dataclass
+from enum import Enum
+
+from fogline.common.errors import InternalError
+
+
+class LinkState(Enum):
+    """What is known of a link."""
+
+    UNKNOWN = "unknown"  # nothing was acknowledged yet
+    ALIVE = "alive"
+    DEAD = "dead"  # bytes are outstanding and nothing comes back, or the connection is lost
+
+
+@dataclass(frozen=True)
+class LinkEstimate:
+    """A link at one moment. `rate_bit_s` is 0 for a dead link and None for an unknown one."""
+
+    state: LinkState
+    rate_bit_s: float | None
+    rtt_s: float
+    jitter_s: float  # mean deviation of the round trip
+    spread: float  # standard deviation of ln(rate)
+    age_s: float  # since the last observation
+    backlog_bytes: int = 0  # sent and not acknowledged: what is sent next waits behind them
+
+    @classmethod
+    def stated(cls, rate_bit_s: float, rtt_s: float = 0.0) -> LinkEstimate:
+        """A rate that was told, not measured; zero, a negative or no number at all means that there is no link."""
+        if not rate_bit_s > 0 or math.isinf(rate_bit_s):
+            return cls(LinkState.DEAD, 0.0, rtt_s, 0.0, 0.0, 0.0)
+        return cls(LinkState.ALIVE, float(rate_bit_s), rtt_s, 0.0, 0.0, 0.0)
+
+    @property
+    def usable(self) -> bool:
+        """Whether anything can be planned over it."""
+        return self.state is LinkState.ALIVE and bool(self.rate_bit_s)
+
+    @property
+    def seconds_per_byte(self) -> float:
+        """Infinite where the link is not usable."""
+        return 8.0 / self.rate_bit_s if self.usable and self.rate_bit_s else math.inf
+
+
+@dataclass(frozen=True)
+class LinkSettings:
+    """How an estimate behaves. Times in seconds, sizes in bytes."""
+
+    drift: float = 0.35  # how much ln(rate) wanders in one second: real cellular links are near this
+    noise: float = 0.03  # relative error of a long transfer's time
+    clock_s: float = 0.0005  # error of any single time
+    surprise: float = 3.0  # standard deviations beyond which the link is taken to have changed
+    dead_after_s: float = 1.0  # without an acknowledgement beyond the time at which one was due
+    probe_every_s: tuple[float, float] = (0.15, 5.0)  # least and most between two probes of an idle link
+    probe_bytes: tuple[int, int] = (1 << 10, 256 << 10)  # least and most in one probe
+    probe_s: float = 0.02  # how long a probe should occupy the link at the rate in question
+    chance: float = 0.05  # that the rate has crossed the one in question, from which on a probe is due
+
+
+@dataclass
+class _Outstanding:
+    number: int
+    begun: float
+    count: int
+    through: int = 0  # of its bytes acknowledged
+
+
+class LinkEstimator:
+    """Told of every transfer over one direction of a link. Transfers share it in the order in which they began."""
+
+    def __init__(self, settings: LinkSettings | None = None) -> None:
+        self.settings = settings or LinkSettings()
+        self._x = math.nan  # ln(seconds per byte)
+        self._variance = math.inf
+        self._observed = -math.inf  # when it was last observed
+        self._rtt = math.nan
+        self._jitter = 0.0
+        self._outstanding: deque[_Outstanding] = deque()
+        self._numbers = 0
+        self._arrived = -math.inf  # when what was sent last was taken in by the peer, as far as known
+        self._progress = -math.inf  # the last acknowledgement of anything
+        self._probed = -math.inf
+        self._wait = self.settings.probe_every_s[0]  # between probes: doubled while they tell nothing new
+        self._lost = False
+
+    def round_trip(self, seconds: float) -> None:
+        """The measured round trip of a message too small to fill the link."""
+        if not (seconds >= 0 and math.isfinite(seconds)):
+            raise InternalError(f"a round trip of {seconds} s; give a time that passed on a steady clock")
+        if math.isnan(self._rtt):
+            self._rtt, self._jitter = seconds, seconds / 8
+        else:
+            self._jitter += (abs(seconds - self._rtt) - self._jitter) / 4
+            self._rtt += (seconds - self._rtt) / 8
+
+    def begin(self, now: float, count: int) -> int:
+        """`count` bytes are ready and on their way; returns the transfer's number."""
+        if count <= 0:
+            raise InternalError(f"a transfer of {count} bytes; only what has bytes is a transfer")
+        self._numbers += 1
+        self._outstanding.append(_Outstanding(self._numbers, now, count))
+        return self._numbers
+
+    def probing(self, now: float) -> None:
+        """A probe goes out; its bytes are reported by `begin` and `acknowledge` as all others."""
+        self._probed = now
+
+    def acknowledge(self, now: float, number: int, through: int | None = None, held_s: float = 0.0) -> None:
+        """The first `through` bytes of a transfer (all of them by default) have arrived.
+
+        `held_s` is how long the peer kept the acknowledgement back (the time it computed, as it reports it).
+        Acknowledgements of unknown or finished transfers, as after `lost`, are ignored.
+        """
+        found = next((one for one in self._outstanding if one.number == number), None)
+        if found is None:
+            return
+        through = found.count if through is None else min(through, found.count)
+        fresh = through - found.through
+        if fresh <= 0:
+            return
+        # What was sent before it has arrived as well, in whatever order the answers come.
+        while self._outstanding[0] is not found:
+            fresh += self._outstanding[0].count - self._outstanding[0].through
+            found.begun = min(found.begun, self._outstanding[0].begun)
+            self._outstanding.popleft()
+        arrival = max(now - held_s - self._trip, found.begun)
+        taken = arrival - max(found.begun, self._arrived)
+        found.through = through
+        if through == found.count:
+            self._outstanding.popleft()
+        self._arrived = max(self._arrived, arrival)
+        self._progress = now
+        if self._lost:
+            self._lost, self._wait = False, self.settings.probe_every_s[0]
+        self._observe(now, fresh, taken)
+
+    def lost(self, now: float) -> None:
+        """The connection broke: what was outstanding will never be acknowledged."""
+        if self._outstanding or not self._lost:
+            self._wait = self.settings.probe_every_s[0]
+        self._outstanding.clear()
+        self._lost = True
+        self._arrived = now
+
+    def estimate(self, now: float) -> LinkEstimate:
+        """What is known at `now`."""
+        backlog = sum(one.count - one.through for one in self._outstanding)
+        age = now - self._observed
+        if self._is_dead(now):
+            return LinkEstimate(LinkState.DEAD, 0.0, self._trip, self._jitter, math.inf, age, backlog)
+        if math.isnan(self._x):
+            return LinkEstimate(LinkState.UNKNOWN, None, self._trip, self._jitter, math.inf, math.inf, backlog)
+        per_byte = max(math.exp(self._x), self._overdue(now))
+        return LinkEstimate(
+            LinkState.ALIVE, 8.0 / per_byte, self._trip, self._jitter, self._spread(now), max(0.0, age), backlog
+        )
+
+    def probe_due(self, now: float, rate_bit_s: float | None = None) -> bool:
+        """Whether an idle link should be probed now; `rate_bit_s` is the one at which a decision would change.
+
+        Far from that rate little depends on the link and probes are rare; near it they are frequent.
+        """
+        least = self.settings.probe_every_s[0]
+        since = now - max(self._probed, self._observed)
+        if self._outstanding and not self._lost:
+            return False  # they will tell
+        if self._lost:
+            return now - self._probed >= self._wait
+        if math.isnan(self._x):
+            return now - self._probed >= least
+        if since < least:
+            return False
+        if since >= self._wait:
+            return True
+        if rate_bit_s is None or not 0 < rate_bit_s < math.inf:
+            return False
+        away = abs(self._x - math.log(8.0 / rate_bit_s))
+        return 0.5 * math.erfc(away / max(self._spread(now), 1e-9) / math.sqrt(2)) > self.settings.chance
+
+    def probe_failed(self) -> None:
+        """No connection for a probe: the next one later, up to the longest interval."""
+        self._wait = min(2 * self._wait, self.settings.probe_every_s[1])
+
+    def probe_size(self, rate_bit_s: float | None = None) -> int:
+        """Bytes that fill the link for long enough to be told from jitter at the rate in question."""
+        least, most = self.settings.probe_bytes
+        per_byte = 8.0 / rate_bit_s if rate_bit_s and 0 < rate_bit_s < math.inf else math.exp(self._x)
+        if not per_byte > 0:  # nothing known at all
+            return 4 * least
+        seconds = max(self.settings.probe_s, 4 * self._jitter)
+        return int(min(max(seconds / per_byte, least), most))
+
+    @property
+    def _trip(self) -> float:
+        return 0.0 if math.isnan(self._rtt) else self._rtt
+
+    def _spread(self, now: float) -> float:
+        return math.sqrt(self._variance + self.settings.drift**2 * max(0.0, now - self._observed))
+
+    def _observe(self, now: float, count: int, seconds: float) -> None:
+        """One transfer of `count` bytes took `seconds` of the link."""
+        blur = max(self._jitter, self.settings.clock_s)
+        if seconds <= 2 * blur:
+            least = math.log((seconds + 2 * blur) / count)  # it may have been faster than this, and no slower
+            if math.isnan(self._x) or self._x > least:
+                self._x, self._variance, self._observed = least, 0.25, now
+            return
+        seen = math.log(seconds / count)
+        noise = (blur / seconds) ** 2 + self.settings.noise**2
+        if math.isnan(self._x):
+            self._x, self._variance = seen, noise
+        else:
+            before = self._variance + self.settings.drift**2 * max(0.0, now - self._observed)
+            apart = seen - self._x
+            if apart * apart > self.settings.surprise**2 * (before + noise):
+                before = apart * apart  # which is also a reason to look again soon
+                self._wait = self.settings.probe_every_s[0]
+            else:
+                self._wait = min(1.5 * self._wait, self.settings.probe_every_s[1])
+            gain = before / (before + noise)
+            self._x += gain * apart
+            self._variance = (1 - gain) * before
+        self._observed = now
+
+    def _overdue(self, now: float) -> float:
+        """Seconds per byte below which the outstanding bytes would have been acknowledged already; 0 where none are.
+
+        Twice the least value that explains the silence: who has waited for w expects to wait as long again.
+        """
+        if not self._outstanding:
+            return 0.0
+        first = self._outstanding[0]
+        since = max(first.begun, self._arrived if first.through or self._arrived > first.begun else first.begun)
+        silent = now - since - self._trip - self._jitter
+        count = first.count - first.through
+        least = silent / count
+        return 2 * least if least > math.exp(self._x) * 1.1 else 0.0
+
+    def _is_dead(self, now: float) -> bool:
+        if self._lost:
+            return True
+        if not self._outstanding:
+            return False
+        first = self._outstanding[0]
+        since = max(first.begun, self._progress)
+        expected = self._trip + 4 * self._jitter
+        if not math.isnan(self._x):
+            expected += 2 * (first.count - first.through) * math.exp(self._x)
+        return now - since > expected + self.settings.dead_after_s

@@ -1,0 +1,112 @@
+"""The simulator on links whose answer is known, and `joint` against the oracle."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from fogline.common.errors import InputError
+from fogline.common.split import simulate
+from fogline.common.split.bandwidth import Bandwidth
+from fogline.common.split.options import Option, enumerate_options
+from fogline.common.split.policies.base import make
+from fogline.common.split.profile import Profile
+from fogline.common.split.simulate import Setting
+
+Make = Callable[..., Profile]
+
+
+@pytest.fixture
+def options(make_profile: Make) -> list[Option]:
+    host = make_profile(0.1)
+    return enumerate_options([host.scaled(8.0), host], 1, codecs=["raw", "int8"])
+
+
+def by_name(options: list[Option], name: str) -> Option:
+    return next(one for one in options if one.name == name)
+
+
+def test_a_constant_link_gives_the_formula(options: list[Option]) -> None:
+    link = Bandwidth([0.0, 60.0], [8e6, 8e6])
+    run = simulate.fixed(by_name(options, "input int8"), link, Setting(rtt_s=0.04, duration_s=20.0))
+    each = 8 * 0.002 + 0.1 + 0.04 + 0.102
+    assert run.mean_s == pytest.approx(each)
+    assert run.percentile_s(0.99) == pytest.approx(each)
+    assert len(run.requests) == math.ceil(20.0 / each)
+    with_headers = simulate.fixed(by_name(options, "input int8"), link, Setting(0.04, 20.0, overhead=1.1))
+    assert with_headers.mean_s == pytest.approx(each + 0.01)
+
+
+def test_a_stall_is_waited_out_by_fixed_and_left_by_joint(options: list[Option]) -> None:
+    link = Bandwidth([0.0, 10.0, 20.0], [80e6, 0.0, 80e6])
+    setting = Setting(duration_s=30.0)
+    waits = simulate.fixed(by_name(options, "input int8"), link, setting)
+    assert max(one.latency_s for one in waits.requests) > 9.5
+    joint = simulate.planned(make("joint", options), link, setting)
+    assert joint.fallbacks == 1
+    assert max(one.latency_s for one in joint.requests) < 0.8 + 0.5  # local, and the patience before it
+    stalled = [one for one in joint.requests if 12 < one.begun < 19]
+    assert {one.option for one in stalled} == {"local"}
+    back = [one for one in joint.requests if one.begun > 21]
+    assert all(one.option != "local" for one in back)  # within a second of its return, by itself
+
+
+def test_joint_ends_near_the_oracle_on_a_link_that_changes(options: list[Option]) -> None:
+    link = Bandwidth([0, 3, 6, 9, 12], [20e6, 0.3e6, 5e6, 1e6, 60e6])
+    setting = Setting(duration_s=15.0)
+    oracle = simulate.oracle(options, link, setting)
+    _, fixed = simulate.best_fixed(options, link, setting)
+    joint = simulate.planned(make("joint", options), link, setting)
+    assert oracle.mean_s <= fixed.mean_s
+    assert joint.mean_s < 1.15 * oracle.mean_s
+    assert joint.mean_s < fixed.mean_s
+    assert joint.probe_bytes > 0
+    assert len(joint.decision_s) == len(joint.requests)
+
+
+def test_the_best_fixed_is_the_best_of_all_not_only_of_those_tried(options: list[Option]) -> None:
+    link = Bandwidth([0, 2, 4], [3e6, 0.5e6, 9e6])
+    setting = Setting(duration_s=12.0)
+    best, run = simulate.best_fixed(options, link, setting)
+    every = {one.name: simulate.fixed(one, link, setting).mean_s for one in options}
+    assert run.mean_s == pytest.approx(min(every.values()))
+    assert every[best.name] == pytest.approx(run.mean_s)
+
+
+@pytest.mark.parametrize("name", ["local", "remote", "neurosurgeon", "dynamic", "joint"])
+def test_the_same_run_twice_is_the_same(options: list[Option], name: str) -> None:
+    link = Bandwidth([0, 1, 2, 3, 4], [2e6, 0.0, 7e6, 0.1e6, 30e6])
+    runs = [simulate.planned(make(name, options), link, Setting(duration_s=20.0)) for _ in range(2)]
+    assert runs[0].requests == runs[1].requests
+    assert runs[0].switches == runs[1].switches
+
+
+def test_bytes_that_nobody_waits_for_still_hold_up_the_next(options: list[Option]) -> None:
+    # 2.5 MB/s, then almost nothing: what was abandoned takes 8 s to drain, and only then is anything known again.
+    link = Bandwidth([0.0, 2.0, 2.2], [20e6, 1e3, 0.1e6])
+    joint = simulate.planned(make("joint", options), link, Setting(duration_s=12.0))
+    after = [one for one in joint.requests if one.begun > 3]
+    assert {one.option for one in after} == {"local"}
+
+
+def test_settings_that_no_link_has_are_refused(make_profile: Make) -> None:
+    for bad in ({"rtt_s": -1.0}, {"duration_s": 0.0}, {"overhead": 0.5}, {"rtt_s": math.nan}):
+        with pytest.raises(InputError, match=next(iter(bad))):
+            Setting(**bad)
+    three = enumerate_options([make_profile()] * 3, 1)
+    with pytest.raises(InputError, match="one hop"):
+        simulate.planned(make("joint", [*three[:1], three[-1]]), Bandwidth([0.0], [1e6]), Setting())
+
+
+@pytest.mark.data
+def test_joint_is_near_the_oracle_on_real_traces(options: list[Option], data_root: Path) -> None:
+    worst = 0.0
+    for path in sorted((data_root / "traces").rglob("*.csv"))[::20]:
+        link, setting = Bandwidth.read(path), Setting(duration_s=60.0)
+        oracle = simulate.oracle(options, link, setting)
+        joint = simulate.planned(make("joint", options), link, setting)
+        worst = max(worst, joint.mean_s / oracle.mean_s - 1)
+    assert worst < 0.1
