@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 from fogline.cloud_server.config import CloudConfig
+from fogline.common.codecs import stages
 from fogline.common.config import describe
 from fogline.common.metrics import CloudMetrics, EdgeMetrics, FogMetrics, Metrics
 from fogline.edge_agent.config import EdgeConfig
@@ -31,7 +32,20 @@ def parts() -> dict[str, str]:
         ("cloud", CloudMetrics),
     ):
         made[f"metrics {title}"] = _table(kind(), seen)
+    made["tensor codecs"] = _codecs()
     return made
+
+
+def _codecs() -> str:
+    rows = [
+        "| codec | number | does | ratio for float32 | error | training | adjoint |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, stage in stages().items():
+        safe = "safe" if stage.training_safe else "no"
+        cells = (f"`{name}`", str(stage.number), stage.summary, stage.ratio, stage.error, safe, stage.adjoint)
+        rows.append(f"| {' | '.join(cells)} |")
+    return "\n".join(rows)
 
 
 def _table(metrics: Metrics, seen: set[str]) -> str:
