@@ -55,13 +55,13 @@ def test_a_stall_is_waited_out_by_fixed_and_left_by_joint(options: list[Option])
 
 
 def test_joint_ends_near_the_oracle_on_a_link_that_changes(options: list[Option]) -> None:
-    link = Bandwidth([0, 3, 6, 9, 12], [20e6, 0.3e6, 5e6, 1e6, 60e6])
-    setting = Setting(duration_s=15.0)
+    link = Bandwidth([0, 10, 20, 30, 40], [20e6, 0.3e6, 5e6, 0.8e6, 60e6])
+    setting = Setting(duration_s=50.0)
     oracle = simulate.oracle(options, link, setting)
     _, fixed = simulate.best_fixed(options, link, setting)
     joint = simulate.planned(make("joint", options), link, setting)
     assert oracle.mean_s <= fixed.mean_s
-    assert joint.mean_s < 1.15 * oracle.mean_s
+    assert joint.mean_s < 1.05 * oracle.mean_s
     assert joint.mean_s < fixed.mean_s
     assert joint.probe_bytes > 0
     assert len(joint.decision_s) == len(joint.requests)
