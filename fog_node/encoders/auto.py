@@ -1,7 +1,9 @@
 """The encoder `auto`: each camera gets the codec that wins on its own frames, for its receivers and the measured links.
 
-On a camera's first frames, every `every` frames, and when what it sees has changed, each candidate is tried on a few of
-its frames; the planner chooses among the figures, and chooses again, without a trial, when receivers or links change.
+After a camera's first frames, every `every` frames, and when what it sees has changed, each candidate is tried on a few
+of its frames, as long as trials have not taken more than their share of the time: camera names come from strangers, and
+each costs seconds to judge. The planner chooses among the figures, and chooses again, without a trial, when receivers or
+links change.
 """
 
 from __future__ import annotations
@@ -10,13 +12,14 @@ import json
 import logging
 import time
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from fogline.common.errors import FormatError
 from fogline.common.images.codec import EncodedImage, ImageEncoder, SourceImage
 from fogline.common.images.planning import Choice, Decision, Dropped, Link, Situation, decide
+from fogline.fog_node.encoders.allowance import Allowance
 from fogline.fog_node.encoders.auto_params import AutoParams
 from fogline.fog_node.encoders.candidates import CANDIDATES, Candidate, chosen, suited
 from fogline.fog_node.encoders.rendering import record_bytes
@@ -49,7 +52,7 @@ class _Camera:
     decision: Decision | None = None
     rounds: int = 0  # of trials
     sample: int = 0  # frames of the last trial
-    images: int = 0  # since the last trial
+    images: int = 0  # since the last trial, or the first image
     drifted: bool = False
     checked: int = 0
     record_bytes: int = 0
@@ -73,9 +76,11 @@ class _Camera:
             if len(self.blobs) > MAX_BLOBS:
                 self.job_images, self.blobs = 0, set()
 
-    def due(self, frames: Sequence[SourceImage], every: int) -> bool:
+    def due(self, frames: Sequence[SourceImage], first: int, every: int) -> bool:
         """Whether the candidates are to be tried on these frames."""
-        if not self.rounds or self.images >= every:
+        if not self.rounds:
+            return self.images + len(frames) >= first
+        if self.images >= every:
             return True
         if any(trial.figures.object_db is None for trial in self.trials.values()) and any(f.boxes for f in frames):
             return True  # the first boxes: nothing is known of object layers yet
@@ -87,7 +92,8 @@ class _Camera:
 class AutoEncoder(ImageEncoder):
     """Holds the trials of every camera, and an encoder for each codec and parameters in use."""
 
-    def __init__(self, params: AutoParams, device: str) -> None:
+    def __init__(self, params: AutoParams, device: str, clock: Callable[[], float] = time.monotonic) -> None:
+        self._allowance = Allowance(params.trial_share, clock)
         self._params, self._device = params, device
         known = chosen(params.candidates)
         self._candidates = tuple(suited(known, params.candidates is not None, device))
@@ -132,7 +138,9 @@ class AutoEncoder(ImageEncoder):
         """What encodes these frames of one camera, after a trial where one is due."""
         camera = self._cameras.setdefault(key, _Camera())
         self._cameras.move_to_end(key)
-        tried = not self._situation.cautious and camera.due(frames, self._params.every)
+        params = self._params
+        tried = not self._situation.cautious and camera.due(frames, params.trial_after, params.every)
+        tried = tried and self._allowance.any
         if tried:
             self._try(camera, frames)
         self._decide(key, camera, tried)
@@ -170,7 +178,9 @@ class AutoEncoder(ImageEncoder):
         camera.sample = min(SAMPLE, len(frames))
         camera.images = camera.checked = camera.record_bytes = 0
         camera.drifted = False
-        self._trial_seconds += time.perf_counter() - began
+        seconds = time.perf_counter() - began
+        self._allowance.spend(seconds)
+        self._trial_seconds += seconds
 
     def _decide(self, key: Key, camera: _Camera, tried: bool) -> None:
         situation, params, before = self._situation, self._params, camera.decision

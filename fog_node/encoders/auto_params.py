@@ -28,6 +28,13 @@ class AutoParams(Config, frozen=True):
         Annotated[tuple[str, ...], Meta(description="Codecs to weigh; unset: all that suit this host")] | None
     ) = None
     every: Annotated[int, Meta(ge=1, le=1_000_000, description="Images of a camera from one trial to the next")] = 256
+    trial_after: Annotated[
+        int, Meta(ge=1, le=1_000_000, description="Images of a camera before its first trial; until then a usual codec")
+    ] = 8
+    trial_share: Annotated[
+        float,
+        Meta(gt=0, le=1, description="Of its time that the encoder may spend on trials, after a minute to begin with"),
+    ] = 0.2
     max_encode_s: Annotated[float, Meta(gt=0, le=3600, description="Seconds an image may take to encode")] = 1.0
     downlink_bit_s: _Rate | None = None
     uplink_bit_s: _Rate | None = None

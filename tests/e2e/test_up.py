@@ -167,7 +167,7 @@ def test_latent_shares_reference_pictures(fogline_up: Callable[..., Up], tiny_cl
 
 def test_auto(fogline_up: Callable[..., Up], tiny_clip: list[Path]) -> None:
     data = [word for folder in tiny_clip for word in ("--data", folder)]
-    params = [word for pair in ("object_db=33", "max_encode_s=60") for word in ("--codec-param", pair)]
+    params = [word for pair in ("object_db=33", "max_encode_s=60", "trial_after=1") for word in ("--codec-param", pair)]
     done = fogline_up(
         *data, "--edges", 3, "--image-codec", "auto", *params, "--width", 96, "--fps", 0, "--train-edges", 0,
         "--no-train-compare",
@@ -176,7 +176,7 @@ def test_auto(fogline_up: Callable[..., Up], tiny_clip: list[Path]) -> None:
     report = done.report
     assert (report["images"], report["images_lost"], report["images_duplicated"]) == (14, 0, 0)
     codec = report["codec"]
-    assert (codec["name"], codec["params"]) == ("auto", {"object_db": 33, "max_encode_s": 60})
+    assert (codec["name"], codec["params"]) == ("auto", {"object_db": 33, "max_encode_s": 60, "trial_after": 1})
     assert sum(sum(camera["images"].values()) for camera in codec["cameras"]) == 14
     assert {camera["camera"] for camera in codec["cameras"]} == set(report["extra"]["quality_by_camera"])
     for camera in codec["cameras"]:

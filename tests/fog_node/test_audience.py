@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from fogline.common.boxes import Box
 from fogline.fog_node.audience import AWAY_S, Audience
-from fogline.fog_node.link_rate import MIN_SPAN_BYTES, SPANS, LinkRate
+from fogline.fog_node.link_rate import MIN_SPAN_BYTES, SPANS, STALL_S, LinkRate
 from fogline.fog_node.store import QueuedImage
 from fogline.fog_node.subscription import Filter
 
@@ -89,13 +89,40 @@ def test_a_rate_follows_the_link_and_a_span_without_end_is_seen() -> None:
     assert rate.bit_s == pytest.approx(8 * MIN_SPAN_BYTES / 10, rel=0.01)
 
 
+@given(st.lists(st.tuples(st.sampled_from(["stall", "gone", "join"]), st.floats(STALL_S + 1, 1e4)), max_size=8))
+def test_time_in_which_nothing_moves_does_not_count(stalls: list[tuple[str, float]]) -> None:
+    """A device that stops reading, one that goes away without a word, one that comes while another is stuck."""
+    rate, now = LinkRate(), 0.0
+
+    def flow() -> None:
+        nonlocal now
+        for _ in range(2 * MIN_SPAN_BYTES >> 16):
+            now += 0.5
+            rate.moved(1 << 16, now)
+
+    for kind, stall_s in stalls:
+        rate.begin(now)
+        flow()
+        now += stall_s
+        if kind == "stall":
+            rate.moved(1 << 16, now)
+            flow()
+        elif kind == "join":
+            rate.begin(now)
+            flow()
+            rate.end(now)
+        rate.end(now)
+        assert rate.bit_s == pytest.approx(8 * (1 << 16) / 0.5, rel=1e-6)
+
+
 @given(st.floats(1e5, 1e9), st.lists(st.integers(MIN_SPAN_BYTES, 4 * MIN_SPAN_BYTES), min_size=1, max_size=40))
 def test_a_steady_link_is_measured_exactly(bit_s: float, spans: list[int]) -> None:
     rate, now = LinkRate(), 0.0
     for count in spans:
         rate.begin(now)
-        now += 8 * count / bit_s
-        rate.moved(count, now)
+        for part in [1 << 16] * (count >> 16) + [count % (1 << 16)]:
+            now += 8 * part / bit_s
+            rate.moved(part, now)
         rate.end(now)
         now += 5.0
     assert rate.bit_s == pytest.approx(bit_s, rel=1e-6)

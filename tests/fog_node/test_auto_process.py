@@ -17,7 +17,10 @@ from fogline.fog_node.config import EncoderConfig
 from fogline.fog_node.encoder import check
 from fogline.fog_node.stats import read_choices, read_images
 
-AUTO = {"encoder__codec": "auto", "encoder__params": {"candidates": ["jpeg2", "avif2"], "max_encode_s": 30.0}}
+AUTO = {
+    "encoder__codec": "auto",
+    "encoder__params": {"candidates": ["jpeg2", "avif2"], "max_encode_s": 30.0, "trial_after": 1},
+}
 
 
 def children(fog: Fog) -> list[psutil.Process]:

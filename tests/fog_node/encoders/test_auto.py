@@ -18,7 +18,9 @@ from fogline.common.images.record import SharedState
 from fogline.fog_node import encoders
 from fogline.fog_node.encoders import auto as auto_module
 from fogline.fog_node.encoders import build_encoder
+from fogline.fog_node.encoders.allowance import BURST_S
 from fogline.fog_node.encoders.auto import LASTS, RUN, SAMPLE, SETTLE, AutoEncoder
+from fogline.fog_node.encoders.auto_params import auto_params
 from fogline.fog_node.encoders.candidates import CANDIDATES
 from fogline.fog_node.encoders.rendering import render
 from fogline.fog_node.encoders.trial import Limits, Trial, run_trial
@@ -48,7 +50,9 @@ def frames(count: int, **settings: Any) -> list[SourceImage]:
 
 
 def auto(**params: Any) -> AutoEncoder:
-    encoder = build_encoder("auto", {"candidates": ["jpeg2", "avif2"], "max_encode_s": 30.0, **params})
+    encoder = build_encoder(
+        "auto", {"candidates": ["jpeg2", "avif2"], "max_encode_s": 30.0, "trial_after": 1, **params}
+    )
     assert isinstance(encoder, AutoEncoder)
     return encoder
 
@@ -59,6 +63,36 @@ def chosen(encoder: AutoEncoder) -> list[tuple[str, str]]:
 
 def codecs(encoded: Sequence[EncodedImage]) -> set[int]:
     return {layer.codec for image in encoded for layer in image.layers}
+
+
+def test_a_camera_is_tried_after_its_first_frames() -> None:
+    encoder = auto(trial_after=5)
+    assert codecs(encoder.encode(frames(3))) == {JPEG2}  # the first of the candidates
+    assert encoder.news() == ([], 0.0)
+    encoder.encode(frames(2))
+    assert len(chosen(encoder)) == 1
+
+
+def test_names_without_end_do_not_take_the_encoder_s_time_away() -> None:
+    """Each costs a trial of some seconds: together no more than their share, and images are encoded all the same."""
+    now = 0.0
+    params = auto_params({"candidates": ["jpeg2"], "trial_after": 1, "trial_share": 0.25})
+    encoder = AutoEncoder(params, "cpu", lambda: now)
+    tried = 0.0
+    seconds = 10.0
+
+    def book(camera: object, taken: object) -> None:
+        nonlocal now, tried
+        encoder._allowance.spend(seconds)
+        now += seconds
+        tried += seconds
+
+    encoder._try = book  # type: ignore[method-assign, assignment]
+    for name in range(400):
+        now += 1.0  # of encoding
+        assert len(encoder.encode(frames(1, camera=f"camera {name}", size=(16, 16), boxes=()))) == 1
+    assert BURST_S <= tried <= BURST_S + 0.25 * now + seconds
+    assert tried >= 0.25 * now
 
 
 class Broken(ImageEncoder):
@@ -428,7 +462,7 @@ def test_siren_is_weighed_with_an_accelerator_or_by_name() -> None:
 
 
 def test_siren_by_name_is_measured_like_the_others() -> None:
-    encoder = build_encoder("auto", {"candidates": ["siren", "jpeg2"], "max_encode_s": 60.0})
+    encoder = build_encoder("auto", {"candidates": ["siren", "jpeg2"], "max_encode_s": 60.0, "trial_after": 1})
     assert isinstance(encoder, AutoEncoder)
     encoder.encode([frame(size=(48, 32), boxes=((4.0, 4.0, 12.0, 12.0),), detail=4)])
     ((choice,), _) = encoder.news()
