@@ -23,7 +23,7 @@ from fogline.common.errors import ConfigError
 # Of the last: a cloud server, which sees both kinds of peers through one port.
 LINKS = ("edge-fog", "edge-cloud", "fog-cloud", "cloud")
 DIRECTIONS = ("sent", "received")
-KINDS = ("image", "record", "shared_state", "model", "control")
+KINDS = ("image", "record", "shared_state", "model", "tensor", "control")
 UPLINK_FORMS = ("original", "resized", "avif", "roi")
 UPLOAD_OUTCOMES = ("stored", "duplicate", "rejected", "dropped")
 

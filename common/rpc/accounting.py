@@ -12,12 +12,13 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
-from fogline.common.rpc.gen import control_pb2, images_pb2
+from fogline.common.rpc.gen import control_pb2, images_pb2, tensors_pb2
 from fogline.common.rpc.overhead import PING, WINDOW, WINDOW_UPDATE, Headers, Wire
 from fogline.common.rpc.pings import Pings
 
 SENT, RECEIVED = "sent", "received"
-IMAGE, RECORD, SHARED_STATE, MODEL, CONTROL = "image", "record", "shared_state", "model", "control"
+IMAGE, RECORD, SHARED_STATE, MODEL = "image", "record", "shared_state", "model"
+TENSOR, CONTROL = "tensor", "control"
 KEEPALIVE_S = 20.0
 
 
@@ -64,6 +65,8 @@ def kind_of(message: Any) -> str:
         return IMAGE
     if isinstance(message, images_pb2.FetchResponse) and message.chunks:
         return SHARED_STATE if message.chunks[0].WhichOneof("what") == "shared_digest" else RECORD
+    if isinstance(message, (tensors_pb2.SessionRequest, tensors_pb2.SessionResponse)):
+        return TENSOR
     if isinstance(message, control_pb2.FetchModelResponse):
         return MODEL
     if isinstance(message, control_pb2.PublishModelRequest) and message.WhichOneof("message") == "chunk":

@@ -50,6 +50,11 @@ class HostSession:
         return len(self._waiting) + (self._taken is not None)
 
     @property
+    def receiving(self) -> bool:
+        """Whether a frame came in part."""
+        return self._receiving is not None
+
+    @property
     def full(self) -> bool:
         """As many operations wait as may: read no more until one is done."""
         return self.waiting >= self._limits.window

@@ -1,0 +1,392 @@
+"""The host's end of the tensor plane: sessions that outlive their connections, executed apart from the event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from fogline.common.errors import (
+    CapacityError,
+    FoglineError,
+    IdentityError,
+    InternalError,
+    ProtocolError,
+    UnavailableError,
+)
+from fogline.common.rpc import tensor_messages as messages
+from fogline.common.rpc.gen import tensors_pb2 as pb
+from fogline.common.rpc.gen import tensors_pb2_grpc
+from fogline.common.rpc.peer import Peer, require
+from fogline.common.wire.session_client import Opened
+from fogline.common.wire.session_host import HostSession
+from fogline.common.wire.tensors import Buffer, Frame, Limits, Start, TensorHeader
+
+log = logging.getLogger(__name__)
+
+PROGRESS_S = 2.0  # how often a client hears that an operation goes on
+MAX_PADDING = 256 * 1024
+MAX_SETUP = 1 << 20
+OPEN_S = 30.0  # for the first message of a stream
+
+
+class BrokenSessionError(FoglineError):
+    """An operation failed half-way: the state of the session can't be trusted any more. `cause` says why."""
+
+    def __init__(self, cause: FoglineError) -> None:
+        super().__init__(str(cause))
+        self.cause = cause
+
+
+@dataclass(frozen=True)
+class Done:
+    """What an operation gave."""
+
+    tensors: tuple[TensorHeader, ...] = ()
+    parts: tuple[Buffer, ...] = ()
+    structure: bytes = b""
+    feedback: bytes = b""
+
+
+class Hosted(Protocol):
+    """The executing side of one session. One thread at a time calls it, never the event loop's."""
+
+    def execute(self, body: Any, frame: Frame) -> Done:
+        """Execute an operation: `body` is a pb.Forward, pb.Backward, … and `frame` has its tensors.
+
+        Raises an error of the tree when nothing has changed, BrokenSessionError when something has.
+        """
+
+    def save(self, through: int, answers: Sequence[Frame]) -> None:
+        """Make the state after operation `through` durable, with the answers that were not acknowledged."""
+
+    def close(self, *, forget: bool) -> None:
+        """Free everything; with `forget` the checkpoints too."""
+
+
+@dataclass(frozen=True)
+class Started:
+    """A session that was made, or brought back from a checkpoint."""
+
+    hosted: Hosted
+    durable_answers: bool  # inference: nothing has to be saved
+    executed: int = 0
+    answers: tuple[Frame, ...] = ()
+
+
+class Executor(Protocol):
+    """What a tail host does with sessions. Called from worker threads."""
+
+    def describe(self, model: str) -> pb.DescribeResponse:
+        """What is said of a model, without what the service knows itself."""
+
+    def open(self, peer: Peer, message: pb.OpenSession) -> Started | None:
+        """Make a session, or bring it back from its last checkpoint or that of `rollback_to`.
+
+        None: it is continued (`setup` is empty) and nothing is known of it. Raises errors of the tree.
+        """
+
+
+@dataclass
+class _Live:
+    """A session in memory."""
+
+    peer: Peer
+    host: HostSession
+    started: Started
+    thread: ThreadPoolExecutor
+    changed: asyncio.Event = field(default_factory=asyncio.Event)
+    task: asyncio.Task[None] | None = None
+    stream: asyncio.Task[Any] | None = None  # of the connection that it has
+    detached: float = 0.0  # since when it has none, by the monotonic clock
+    heard: float = 0.0  # when its client last sent something
+    executing: int = 0
+    arrived: dict[int, float] = field(default_factory=dict)
+    over: FoglineError | None = None
+
+    def notify(self) -> None:
+        """Something changed: wake whoever waits."""
+        self.changed.set()
+        self.changed = asyncio.Event()
+
+
+class TensorService(tensors_pb2_grpc.TensorServiceServicer):
+    """Serves sessions. `close` ends them; their checkpoints stay."""
+
+    def __init__(
+        self,
+        executor: Executor,
+        limits: Limits,
+        *,
+        parallel: int = 1,
+        max_sessions: int = 64,
+        max_sessions_per_peer: int = 16,
+        max_kept_bytes: int = 2 << 30,
+        ttl_s: float = 600.0,
+        stall_s: float = 30.0,
+        observe: Any = None,
+    ) -> None:
+        self._executor, self._limits = executor, limits
+        self._slots = asyncio.Semaphore(parallel)
+        self._parallel = parallel
+        self._max_sessions, self._max_per_peer, self._max_kept = max_sessions, max_sessions_per_peer, max_kept_bytes
+        self._ttl_s, self._stall_s = ttl_s, stall_s
+        self._observe = observe
+        self._live: dict[bytes, _Live] = {}
+        self._opening = asyncio.Lock()
+
+    @property
+    def sessions(self) -> int:
+        """Sessions in memory."""
+        return len(self._live)
+
+    async def Describe(self, request: pb.DescribeRequest, context: Any) -> pb.DescribeResponse:
+        """Say whether a model may be used here."""
+        require(context, "edge", "fog")
+        if request.protocol != messages.PROTOCOL:
+            raise ProtocolError(f"protocol {request.protocol} was asked for, this host speaks {messages.PROTOCOL}")
+        found = await asyncio.to_thread(self._executor.describe, request.model[:512])
+        found.protocol = messages.PROTOCOL
+        found.limits.CopyFrom(messages.limits_message(self._limits))
+        found.sessions, found.queued = len(self._live), sum(live.host.waiting for live in self._live.values())
+        found.load = found.queued / self._parallel
+        return found
+
+    async def Probe(self, request: pb.ProbeRequest, context: Any) -> pb.ProbeResponse:
+        """Padding for padding."""
+        require(context, "edge", "fog")
+        if max(request.want, len(request.padding)) > MAX_PADDING:
+            raise ProtocolError(f"a probe of {max(request.want, len(request.padding))} bytes; at most {MAX_PADDING}")
+        return pb.ProbeResponse(padding=bytes(request.want))
+
+    async def Session(  # type: ignore[override]  # writes to the context, since answers come when they will
+        self, request_iterator: AsyncIterator[pb.SessionRequest], context: Any
+    ) -> None:
+        """One connection of a session."""
+        peer = require(context, "edge", "fog")
+        try:
+            first = await asyncio.wait_for(anext(request_iterator), OPEN_S)
+        except (StopAsyncIteration, asyncio.TimeoutError):
+            raise ProtocolError("a session stream that opens no session") from None
+        if first.WhichOneof("message") != "open" or len(first.open.setup) > MAX_SETUP:
+            raise ProtocolError(f"a session begins with its opening, of at most {MAX_SETUP} bytes")
+        session = first.open.session
+        async with self._opening:
+            live, fresh = await self._attach(peer, first.open)
+        said = live.host.attach(messages.opening(first.open))
+        log.info("session attached", extra={"device": peer.name, "session": session.hex(), "fresh": fresh})
+        try:
+            await context.write(pb.SessionResponse(opened=_opened(said, fresh, self._limits)))
+            await self._serve(live, request_iterator, context)
+            closed = live.over is None
+        except BaseException:
+            closed = False
+            raise
+        finally:
+            if live.stream is asyncio.current_task():
+                live.stream, live.detached = None, time.monotonic()
+                live.host.detach()
+        if closed and self._live.get(session) is live:
+            await self._forget(session, forget=True)
+
+    async def _attach(self, peer: Peer, message: pb.OpenSession) -> tuple[_Live, bool]:
+        """The session that a client asks for, with this stream as its only connection."""
+        messages.opening(message)
+        live = self._live.get(message.session)
+        if live is not None and live.peer != peer:
+            raise IdentityError(f"session {message.session.hex()} is not of {peer.name}; open one of your own")
+        if live is not None and live.stream is not None:
+            live.stream.cancel()  # the client has given that connection up
+            await asyncio.wait({live.stream}, timeout=5.0)
+        if live is not None and (message.rollback_to or live.over is not None):
+            await self._forget(message.session, forget=False)
+            live = None
+        fresh = False
+        if live is None:
+            live, fresh = await self._start(peer, message)
+        live.stream = asyncio.current_task()
+        return live, fresh
+
+    async def _start(self, peer: Peer, message: pb.OpenSession) -> tuple[_Live, bool]:
+        await self._make_room(peer)
+        started = await asyncio.to_thread(self._executor.open, peer, message)
+        if started is None:
+            raise UnavailableError(
+                f"session {message.session.hex()} is not known here any more, nor a checkpoint of it; connect anew"
+            )
+        host = HostSession(self._limits, executed=started.executed, answers=started.answers)
+        host.checkpointed(started.executed)
+        thread = ThreadPoolExecutor(1, thread_name_prefix="session")
+        live = self._live[message.session] = _Live(peer, host, started, thread)
+        live.task = asyncio.create_task(self._execute(message.session, live))
+        return live, started.executed == 0
+
+    async def _make_room(self, peer: Peer) -> None:
+        """Drop sessions that lost their client for longer than `ttl_s`. Raises CapacityError without room."""
+        now = time.monotonic()
+        for session, live in list(self._live.items()):
+            if live.stream is None and now - live.detached > self._ttl_s:
+                log.info("session dropped", extra={"device": live.peer.name, "session": session.hex()})
+                await self._forget(session, forget=False)
+        own = sum(live.peer == peer for live in self._live.values())
+        if own >= self._max_per_peer or len(self._live) >= self._max_sessions:
+            raise CapacityError(
+                f"{len(self._live)} sessions are open here, {own} of {peer.name}; at most {self._max_sessions} and "
+                f"{self._max_per_peer}. Close one, try again later, or raise tensors.max_sessions"
+            )
+
+    async def _serve(self, live: _Live, requests: AsyncIterator[pb.SessionRequest], context: Any) -> None:
+        """Read and write until the client closes the session. Raises when the stream breaks."""
+        reader = asyncio.create_task(self._read(live, requests))
+        writer = asyncio.create_task(self._write(live, context))
+        try:
+            await asyncio.wait({reader, writer}, return_when=asyncio.FIRST_COMPLETED)
+            if writer.done():
+                writer.result()
+            else:
+                reader.result()
+        finally:
+            reader.cancel()
+            if not writer.done():
+                # gRPC hangs when a call is aborted while a write of it is under way.
+                writer.cancel()
+                await asyncio.wait({writer}, timeout=2.0)
+            for task in (reader, writer):
+                with suppress(asyncio.CancelledError, Exception):
+                    task.exception()
+
+    async def _read(self, live: _Live, requests: AsyncIterator[pb.SessionRequest]) -> None:
+        """Returns when the client closes the session; raises UnavailableError when it only goes away."""
+        host = live.host
+        iterator = aiter(requests)
+        while True:
+            while host.full or self._kept() > self._max_kept:
+                if host.waiting == 0:
+                    raise CapacityError(
+                        f"sessions here hold {self._kept()} bytes, at most {self._max_kept}; try again later, or raise "
+                        "tensors.max_kept_bytes"
+                    )
+                await live.changed.wait()
+            try:
+                message = await anext(iterator)
+            except StopAsyncIteration:
+                raise UnavailableError("the client went away without closing its session") from None
+            live.heard = time.monotonic()
+            match message.WhichOneof("message"):
+                case "operation":
+                    host.operation(messages.operation(message.operation), message.operation.answered_through)
+                    live.arrived.setdefault(message.operation.seq, time.monotonic())
+                case "chunk":
+                    host.chunk(messages.chunk_of(message.chunk))
+                case "acknowledge":
+                    host.acknowledge(message.acknowledge.answered_through)
+                case "close":
+                    return
+                case _:
+                    raise ProtocolError("a session request of a kind that is unknown here; update the older end")
+            live.notify()
+
+    async def _write(self, live: _Live, context: Any) -> None:
+        while True:
+            changed = live.changed
+            message = live.host.next()
+            if isinstance(message, Start):
+                await context.write(messages.response(message, live.host.durable))
+            elif message is not None:
+                await context.write(pb.SessionResponse(chunk=messages.chunk(message)))
+            elif live.over is not None:
+                return
+            else:
+                try:
+                    await asyncio.wait_for(changed.wait(), min(PROGRESS_S, self._stall_s))
+                except asyncio.TimeoutError:
+                    silent = time.monotonic() - live.heard
+                    # Between frames a client may be silent for as long as it likes.
+                    if live.host.receiving and not live.host.full and silent > self._stall_s:
+                        raise UnavailableError(f"nothing came for {silent:.0f} s in the middle of a frame") from None
+                    if live.executing:
+                        await context.write(pb.SessionResponse(progress=pb.Progress(seq=live.executing)))
+
+    async def _execute(self, session: bytes, live: _Live) -> None:
+        """Execute what comes, also while there is no connection."""
+        loop = asyncio.get_running_loop()
+        while live.over is None:
+            frame = live.host.take()
+            if frame is None:
+                await live.changed.wait()
+                continue
+            async with self._slots:
+                live.executing = frame.seq
+                answer, saved = await loop.run_in_executor(live.thread, _run, live, frame)
+                live.executing = 0
+            if saved:
+                live.host.checkpointed(frame.seq)
+            live.host.done(answer)
+            body: Any = answer.body
+            if body.HasField("failure") and body.failure.fatal:
+                live.over = ProtocolError(body.failure.detail)
+                log.warning("session broke", extra={"session": session.hex(), "error_text": body.failure.detail})
+            if self._observe is not None:
+                self._observe(frame, answer)
+            live.notify()
+
+    def _kept(self) -> int:
+        return sum(live.host.kept_bytes for live in self._live.values())
+
+    async def _forget(self, session: bytes, *, forget: bool) -> None:
+        live = self._live.pop(session)
+        if live.task is not None:
+            live.task.cancel()
+            await asyncio.wait({live.task})
+        await asyncio.get_running_loop().run_in_executor(live.thread, lambda: live.started.hosted.close(forget=forget))
+        live.thread.shutdown(wait=False)
+
+    async def close(self) -> None:
+        """End every session; checkpoints stay."""
+        for session in list(self._live):
+            await self._forget(session, forget=False)
+
+
+def _run(live: _Live, frame: Frame) -> tuple[Frame, bool]:
+    """Execute on the session's thread; returns the answer, and whether the state after it is durable."""
+    began = time.monotonic()
+    queued_us = int((began - live.arrived.pop(frame.seq, began)) * 1e6)
+    hosted, saved = live.started.hosted, False
+    try:
+        done = hosted.execute(frame.body, frame)
+        body = pb.Answer(structure=done.structure, feedback=done.feedback, queued_us=queued_us)
+        body.compute_us = int((time.monotonic() - began) * 1e6)
+        answer = Frame(frame.seq, body, done.tensors, done.parts)
+        if isinstance(frame.body, pb.Checkpoint):
+            hosted.save(frame.seq, (*live.host.answers, answer))
+            saved = True
+    except BrokenSessionError as error:
+        answer = _failure(frame.seq, error.cause, fatal=True)
+    except FoglineError as error:
+        answer = _failure(frame.seq, error, fatal=False)
+    except Exception:
+        log.exception("operation failed by a mistake of ours", extra={"seq": frame.seq})
+        mistake = InternalError(f"operation {frame.seq} failed; see the log of the host")
+        answer = _failure(frame.seq, mistake, fatal=True)
+    return answer, saved
+
+
+def _failure(seq: int, error: FoglineError, *, fatal: bool) -> Frame:
+    failure = pb.Failure(error=type(error).__name__, detail=str(error)[:4096], fatal=fatal)
+    return Frame(seq, pb.Answer(failure=failure))
+
+
+def _opened(said: Opened, fresh: bool, limits: Limits) -> pb.SessionOpened:
+    return pb.SessionOpened(
+        fresh=fresh,
+        held_through=said.held_through,
+        partial_operation=said.partial_operation,
+        partial_bytes=said.partial_bytes,
+        durable_through=said.durable_through,
+        limits=messages.limits_message(limits),
+    )
