@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 from fogline.common.errors import (
     CapacityError,
+    ConfigError,
     FoglineError,
     IdentityError,
     InternalError,
@@ -216,7 +217,7 @@ class TensorService(tensors_pb2_grpc.TensorServiceServicer):
         await self._make_room(peer)
         started = await asyncio.to_thread(self._executor.open, peer, message)
         if started is None:
-            raise UnavailableError(
+            raise ConfigError(
                 f"session {message.session.hex()} is not known here any more, nor a checkpoint of it; connect anew"
             )
         host = HostSession(self._limits, executed=started.executed, answers=started.answers)

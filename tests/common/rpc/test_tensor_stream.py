@@ -113,7 +113,7 @@ def test_a_new_client_goes_on_from_a_checkpoint(serving):
     with serving.client(session=session) as again:
         assert bytes(send(again, b"2").result(20).frame.parts[0]) == chain([b"1", b"save", b"2"])
     other = serving.client(session=ClientSession(durable_answers=False, resume_from=77))
-    with pytest.raises(errors.UnavailableError, match="not known here"):
+    with pytest.raises(errors.ConfigError, match="not known here"):
         send(other, b"x").result(30)
     other.abandon()
 
