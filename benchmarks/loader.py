@@ -33,7 +33,7 @@ from torch import Tensor, nn
 
 from fogline.benchmarks.frames import SEQUENCES, spread
 from fogline.benchmarks.hardware import describe
-from fogline.benchmarks.loader_jpeg import JpegLoader
+from fogline.benchmarks.loader_jpeg import JpegLoader, jpegs
 from fogline.common.boxes import Box
 from fogline.common.images.archive import ArchiveWriter, read_archive
 from fogline.common.images.codec import SourceImage
@@ -132,8 +132,9 @@ def throughput(inputs: dict[str, Make], batch: int, repeats: int, device: torch.
 def held(loader: Any) -> dict[str, float]:
     """What an input holds: kB an image compressed and decoded, and the pages of its worker processes alone in MB."""
     if isinstance(loader, DecodedLoader):
-        compressed = statistics.mean(held_bytes(image) for image in loader.dataset)
-        decoded = loader.cache_bytes_held / len(loader.dataset)
+        seen: set[int] = set()  # what images share is counted once
+        compressed = sum(held_bytes(image, seen) for image in loader.dataset) / len(loader.dataset)
+        decoded = (loader.cache_bytes_held + loader.shared_bytes_held) / len(loader.dataset)
         return {"compressed_kb": compressed / 1e3, "decoded_kb": decoded / 1e3, "workers_mb": 0.0}
     workers = [psutil.Process(pid).memory_full_info().uss for pid in loader.worker_pids()]
     return {"compressed_kb": loader.image_bytes / 1e3, "decoded_kb": 0.0, "workers_mb": sum(workers) / 1e6}
@@ -201,9 +202,10 @@ def inputs_of(
 ) -> dict[str, Make]:
     """Every input by name, to be opened with a seed."""
     made: dict[str, Make] = {}
+    files = jpegs(images)
     for count in workers:
         made[f"JPEG, {count} workers"] = partial(
-            JpegLoader, images, copies, size, batch, augment, device, workers=count
+            JpegLoader, images, files, copies, size, batch, augment, device, workers=count
         )
     for name, path in archives.items():
         for cache in caches:

@@ -26,9 +26,14 @@ class Jpegs(Dataset[Sample]):
     """JPEG files in memory; each item decoded, cut and resized by Pillow, as a user of torch would write it."""
 
     def __init__(
-        self, images: Sequence[SourceImage], copies: int, size: tuple[int, int], augment: Augment | None
+        self,
+        images: Sequence[SourceImage],
+        files: Sequence[bytes],
+        copies: int,
+        size: tuple[int, int],
+        augment: Augment | None,
     ) -> None:
-        self.files = copies * [encode_jpeg(image.pixels, QUALITY) for image in images]
+        self.files = copies * list(files)
         frames = [image.pixels.shape[1::-1] for image in images]
         self.targets = copies * [
             to_target([Box(*box) for box in image.boxes], *frame) for image, frame in zip(images, frames, strict=True)
@@ -56,6 +61,11 @@ class Jpegs(Dataset[Sample]):
             return _tensor(view), seen([target], cuts, self.augment)[0], draws
 
 
+def jpegs(images: Sequence[SourceImage]) -> list[bytes]:
+    """The images as files."""
+    return [encode_jpeg(image.pixels, QUALITY) for image in images]
+
+
 def _tensor(image: Image.Image) -> Tensor:
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
 
@@ -71,6 +81,7 @@ class JpegLoader:
     def __init__(
         self,
         images: Sequence[SourceImage],
+        files: Sequence[bytes],
         copies: int,
         size: tuple[int, int],
         batch: int,
@@ -80,7 +91,8 @@ class JpegLoader:
         *,
         workers: int,
     ) -> None:
-        self._data = Jpegs(images, copies, size, augment)
+        """`files` are the images as JPEGs (`jpegs`): they are there before anyone trains."""
+        self._data = Jpegs(images, files, copies, size, augment)
         self._device, self._augment, self._seed, self._epoch = device, augment, seed, 0
         self._loader = DataLoader(
             self._data,

@@ -181,13 +181,14 @@ class Decoder:
         flat = tables.ravel().tolist()
         out = [0] * len(flat)
         state, position, words, size = self._state, self._position, self._words, len(self._words)
-        mask = _TOTAL - 1
+        mask, shift, low = _TOTAL - 1, PRECISION, _LOW  # names of the function's own: this loop is most of a parse
+        used = {table: _slots(table) for table in set(flat)}
         for i, table in enumerate(flat):
-            slots, freq, starts = _slots(table)
+            slots, freq, starts = used[table]
             slot = state & mask
             symbol = slots[slot]
-            state = freq[symbol] * (state >> PRECISION) + slot - starts[symbol]
-            if state < _LOW:
+            state = freq[symbol] * (state >> shift) + slot - starts[symbol]
+            if state < low:
                 if position >= size:
                     raise _bad("its symbols end early")
                 state = state << 16 | words[position]

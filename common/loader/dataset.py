@@ -39,7 +39,10 @@ class RecordDataset(Sequence[PreparedImage]):
         shared: Mapping[bytes, bytes] | None,
         skip_damaged: bool,
     ) -> None:
-        """Read and parse everything. Raises InputError where nothing is found, FormatError for a damaged record."""
+        """Read and parse everything. Raises InputError where nothing is found, FormatError for a damaged record.
+
+        One after the other: entropy decoding holds the interpreter's lock, and threads were no faster.
+        """
         known = dict(shared or {})
         targets: list[Target] = []
         self.refused: list[FormatError] = []  # records that were left out, and why

@@ -69,9 +69,10 @@ class DecodedLoader:
         not at all (`none`); None measures which is fastest, when iteration starts, among those that fit (into
         `cache_bytes`). A `generator` gives the seed, as it does for torch's loader. `prefetch` batches are made ahead
         in a thread; None: 1 on a GPU, 0 on a CPU, where they would take the training's cores. `shared` is shared state
-        by digest that the source itself does not hold. With `skip_damaged`, a damaged record is left out, or replaced
-        by another when only decoding shows it. Raises ConfigError for impossible settings, InputError for a source
-        without records, FormatError for a damaged record, CapacityError when a cache has no room.
+        by digest that the source itself does not hold; decoded, up to 256 MiB of it are kept. With `skip_damaged`, a
+        damaged record is left out, or replaced by another when only decoding shows it. Raises ConfigError for
+        impossible settings, InputError for a source without records, FormatError for a damaged record, CapacityError
+        when a cache has no room.
         """
         if min(size) < 1 or batch_size < 1 or (prefetch or 0) < 0:
             raise ConfigError(f"size {size}, batch_size {batch_size}, prefetch {prefetch}: give numbers above 0")
@@ -139,8 +140,8 @@ class DecodedLoader:
                     f"the loader's state has {key} {state.get(key)!r}, this loader {mine[key]!r}; use the same"
                 )
         seed, epoch, batch, cache = (state.get(key) for key in ("seed", "epoch", "batch", "cache"))
-        numbers = [value for value in (seed, epoch, batch) if isinstance(value, int) and value >= 0]
-        if len(numbers) != 3 or cache not in (None, *CACHES):
+        numbers = [value for value in (seed, epoch, batch) if isinstance(value, int) and not isinstance(value, bool)]
+        if len(numbers) != 3 or min(numbers[1:]) < 0 or cache not in (None, *CACHES):
             raise InputError(f"the loader's state is malformed: {dict(state)}; use what state_dict returned")
         self.seed = numbers[0]
         self._at = self._next = (numbers[1], numbers[2])
@@ -151,6 +152,11 @@ class DecodedLoader:
     def cache_bytes_held(self) -> int:
         """Bytes that the cache of decoded images takes, where it lies."""
         return self._renderer.cache.bytes if self._renderer.cache is not None else 0
+
+    @property
+    def shared_bytes_held(self) -> int:
+        """Bytes of decoded shared state (reference pictures) that are kept at this moment, on the device."""
+        return self._renderer.decoder.shared_bytes_held
 
     @property
     def damaged(self) -> tuple[int, ...]:

@@ -15,7 +15,7 @@ from fogline.common.images import raster
 from fogline.common.images.codec import Placement
 from fogline.common.images.decode import BatchDecoder, PreparedImage
 from fogline.common.loader.pixels import PixelCache
-from fogline.common.models.augment import Cuts, cut, views_of
+from fogline.common.models.augment import Cuts, views_of
 
 _log = logging.getLogger(__name__)
 
@@ -67,15 +67,15 @@ class Renderer:
         if self.decoder.device.type == "cpu":
             return self._cut_by_pillow(groups, cuts)
         if len(groups) == 1:
-            return cut(_floats(groups[0][1]), cuts, self.size)
+            return cut_smooth(_floats(groups[0][1]), cuts, self.size)
         out = torch.empty((len(indices), 3, self.size[1], self.size[0]), device=self.decoder.device)
         for places, pixels in groups:
             rows = torch.tensor(places).to(out.device, non_blocking=True)
-            out[rows] = cut(_floats(pixels), cuts.of(places), self.size)
+            out[rows] = cut_smooth(_floats(pixels), cuts.of(places), self.size)
         return out
 
     def _cut_by_pillow(self, groups: Sequence[tuple[Sequence[int], Tensor]], cuts: Cuts) -> Tensor:
-        """As `cut`, on a CPU: it needs no floats of what is out of view, and takes half the time."""
+        """As `cut_smooth`, on a CPU: it needs no floats of what is out of view, and takes half the time."""
         images = {
             place: image for places, pixels in groups for place, image in zip(places, pixels.numpy(), strict=True)
         }
@@ -90,6 +90,27 @@ class Renderer:
         return torch.stack(
             [i.flip(-1) if mirrored else i for i, mirrored in zip(shown, cuts.flip.tolist(), strict=True)]
         )
+
+
+def cut_smooth(images: Tensor, cuts: Cuts, size: tuple[int, int]) -> Tensor:
+    """The views' pixels from images (B, 3, H, W): (B, 3, h, w), bilinear, and antialiased where a view is reduced.
+
+    As Pillow's `resize` does it: the kernel is as wide as a pixel of the view.
+    """
+    device = images.device
+    across = _triangles(cuts.x0.to(device), cuts.wide.to(device), images.shape[3], size[0])
+    down = _triangles(cuts.y0.to(device), cuts.tall.to(device), images.shape[2], size[1])
+    across = torch.where(cuts.flip.to(device)[:, None, None], across.flip(1), across)
+    return down[:, None] @ (images @ across.mT[:, None])
+
+
+def _triangles(start: Tensor, extent: Tensor, length: int, count: int) -> Tensor:
+    """Weights (B, count, length) of samples of a line that fill `extent` from `start`, shares of its length."""
+    scale = (extent * length / count)[:, None, None]
+    samples = start[:, None, None] * length + (torch.arange(count, device=start.device) + 0.5)[:, None] * scale
+    pixels = torch.arange(length, device=start.device) + 0.5
+    weights = (1 - (pixels - samples).abs() / scale.clamp(min=1)).clamp_(min=0)
+    return weights / weights.sum(-1, keepdim=True)
 
 
 def _floats(pixels: Tensor) -> Tensor:

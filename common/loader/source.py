@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sqlite3
 from collections.abc import Iterable, Iterator
@@ -20,6 +21,7 @@ Entry = ImageRecord | SharedState
 Source = str | os.PathLike[str] | Iterable[Entry]
 
 _LIBRARY = "library.sqlite"
+_log = logging.getLogger(__name__)
 
 
 def read_source(source: Source) -> Iterator[Entry | FormatError]:
@@ -67,20 +69,47 @@ def _magic(path: Path) -> bytes:
 
 
 def _read_library(root: Path) -> Iterator[Entry | FormatError]:
-    """What an edge holds at this moment, oldest first. The agent may go on meanwhile."""
+    """What an edge holds at this moment, oldest first. The agent may go on meanwhile.
+
+    What it evicts before it was read is left out, which is logged, and what arrived since takes its place.
+    """
+    known: set[bytes] = set()
+    gone, rows = 0, _rows(root, 0, -1)
+    while rows:
+        missed = 0
+        for _, digest in rows:
+            try:
+                record = from_bytes(read_blob(root / "blobs", digest))
+                states = [SharedState(d, read_blob(root / "blobs", d)) for d in record.shared if d not in known]
+            except FormatError as error:
+                if _holds(root, digest):
+                    yield error
+                else:
+                    missed += 1
+                continue
+            known.update(state.digest for state in states)
+            yield from states
+            yield record
+        gone += missed
+        rows = _rows(root, rows[-1][0], missed) if missed else []
+    if gone:
+        _log.info("%s: %d records were evicted while it was read", root, gone)
+
+
+def _rows(root: Path, after: int, most: int) -> list[tuple[int, bytes]]:
+    """Rows and digests of a library's records after a row, oldest first, at most so many; -1: all."""
+    query = "SELECT id, digest FROM records WHERE id > ? ORDER BY id LIMIT ?"
     try:
         with closing(sqlite3.connect(f"file:{root / _LIBRARY}?mode=ro", uri=True, timeout=30)) as db:
-            digests = [row[0] for row in db.execute("SELECT digest FROM records ORDER BY id")]
+            return [(int(row), bytes(digest)) for row, digest in db.execute(query, (after, most))]
     except sqlite3.Error as error:
         raise InputError(f"{root / _LIBRARY}: not an edge agent's library ({error}); name its data_dir") from error
-    known: set[bytes] = set()
-    for digest in digests:
-        try:
-            record = from_bytes(read_blob(root / "blobs", digest))
-            for needed in set(record.shared) - known:
-                yield SharedState(needed, read_blob(root / "blobs", needed))
-                known.add(needed)
-        except FormatError as error:  # also one that was evicted since
-            yield error
-            continue
-        yield record
+
+
+def _holds(root: Path, digest: bytes) -> bool:
+    """A library says that it holds this record."""
+    try:
+        with closing(sqlite3.connect(f"file:{root / _LIBRARY}?mode=ro", uri=True, timeout=30)) as db:
+            return db.execute("SELECT 1 FROM records WHERE digest = ?", (digest,)).fetchone() is not None
+    except sqlite3.Error as error:
+        raise InputError(f"{root / _LIBRARY}: not an edge agent's library ({error}); name its data_dir") from error

@@ -7,7 +7,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from fogline.benchmarks.loader_jpeg import JpegLoader  # noqa: E402
+from fogline.benchmarks.loader_jpeg import JpegLoader, jpegs  # noqa: E402
 from fogline.common.boxes import Box  # noqa: E402
 from fogline.common.images.codec import SourceImage  # noqa: E402
 from fogline.common.images.jpeg import resize  # noqa: E402
@@ -37,7 +37,7 @@ def test_the_same_views_as_of_records(cache: str) -> None:
     augment = Augment(zoom=(0.8, 1.6))
     ours = DecodedLoader(records, size=VIEW, batch_size=6, augment=augment, device="cpu", cache=cache)
     ((pixels, targets),) = list(ours)
-    theirs = JpegLoader(sources, 1, VIEW, 6, augment, torch.device("cpu"), workers=0)
+    theirs = JpegLoader(sources, jpegs(sources), 1, VIEW, 6, augment, torch.device("cpu"), workers=0)
     draws = ours._draw(0)[1]
     assert draws is not None
     theirs._data.draws.copy_(draws)
@@ -48,7 +48,7 @@ def test_the_same_views_as_of_records(cache: str) -> None:
 
 
 def test_batches() -> None:
-    loader = JpegLoader(images(5), 2, VIEW, 4, Augment(), torch.device("cpu"), workers=0)
+    loader = JpegLoader(images(5), jpegs(images(5)), 2, VIEW, 4, Augment(), torch.device("cpu"), workers=0)
     for _ in range(2):
         batches = list(loader)
         assert [tuple(pixels.shape) for pixels, _ in batches] == [(4, 3, 48, 64)] * 2

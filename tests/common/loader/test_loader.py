@@ -162,6 +162,16 @@ def test_a_state_of_other_records_is_refused() -> None:
         loader().load_state_dict({})
 
 
+def test_a_seed_below_zero_comes_back_from_a_state() -> None:
+    made = loader(seed=-3, shuffle=True)
+    again = loader(shuffle=True)
+    again.load_state_dict(made.state_dict())
+    assert again.seed == -3
+    assert equal(list(again), list(made))
+    with pytest.raises(InputError, match="malformed"):
+        loader().load_state_dict({**made.state_dict(), "seed": True})
+
+
 def test_whole_frames_have_their_boxes() -> None:
     ((images, targets),) = list(loader(batch_size=10, labels=("cat", "dog")))
     assert images.shape == (10, 3, 32, 48)

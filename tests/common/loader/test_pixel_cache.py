@@ -13,10 +13,12 @@ torch = pytest.importorskip("torch")
 from record_sets import equal, records  # noqa: E402
 
 from fogline.common.errors import CapacityError, ConfigError  # noqa: E402
+from fogline.common.images.decode import BatchDecoder  # noqa: E402
 from fogline.common.loader import choice, pixels  # noqa: E402
 from fogline.common.loader.loader import DecodedLoader  # noqa: E402
 from fogline.common.loader.pixels import PixelCache  # noqa: E402
-from fogline.common.models.augment import Augment  # noqa: E402
+from fogline.common.loader.render import Renderer, cut_smooth  # noqa: E402
+from fogline.common.models.augment import Augment, Cuts  # noqa: E402
 
 SIZE = (48, 32)
 CPU = torch.device("cpu")
@@ -50,6 +52,21 @@ def test_whole_frames_are_the_same_with_and_without(cache: Any, tmp_path: Path) 
         for (x, s), (y, u) in zip(plain, cached, strict=True):
             assert (x - y).abs().max() <= 0.51 / 255
             assert all(torch.equal(p.boxes, q.boxes) for p, q in zip(s, u, strict=True))
+
+
+@pytest.mark.parametrize("target", [(96, 64), (40, 30), (13, 90)])
+def test_views_are_cut_on_a_device_as_pillow_cuts_them(target: tuple[int, int]) -> None:
+    """Antialiased where they are reduced, whichever way they are made."""
+    random = torch.Generator().manual_seed(0)
+    pixels = torch.randint(0, 256, (6, 64, 96, 3), dtype=torch.uint8, generator=random)
+    wide, tall = 0.2 + 0.8 * torch.rand(2, 6, generator=random)
+    x0, y0 = torch.rand(6, generator=random) * (1 - wide), torch.rand(6, generator=random) * (1 - tall)
+    cuts = Cuts(x0, y0, wide, tall, torch.tensor([True, False] * 3))
+    renderer = Renderer([], BatchDecoder(), target)
+    theirs = renderer._cut_by_pillow([(range(6), pixels)], cuts)
+    ours = cut_smooth(pixels.permute(0, 3, 1, 2).float() / 255, cuts, target)
+    assert ours.shape == (6, 3, target[1], target[0])
+    assert (ours - theirs).abs().max() < 1.1 / 255
 
 
 @pytest.mark.parametrize("codec", ["siren", "jpeg2"])

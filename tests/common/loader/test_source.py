@@ -98,6 +98,32 @@ def test_shared_state_is_read_with_its_records(tmp_path: Path) -> None:
     library.close()
 
 
+def test_a_library_that_evicts_while_it_is_read(tmp_path: Path) -> None:
+    """What is gone is left out; as many of what arrived since take its place."""
+    data = [to_bytes(record) for record in records()]
+    library = Library(tmp_path / "library", sum(len(d) for d in data[:3]))
+
+    def add(number: int) -> None:
+        digest = library.blobs.put(data[number])
+        library.add(records()[number], digest, len(data[number]), at=number, cursor=number, received_us=9)
+
+    for number in range(3):
+        add(number)
+    found = read_source(tmp_path / "library")
+    first = next(found)
+    for number in range(3, 7):
+        add(number)
+    rest = list(found)
+    assert all(isinstance(entry, ImageRecord) for entry in rest)
+    ids = [record.content_id for record in records()]
+    order = [ids.index(entry.content_id) for entry in (first, *rest)]
+    assert order[0] == 0
+    assert 3 <= len(order) <= 4
+    assert order == sorted(set(order))
+    assert set(order[1:]) <= {4, 5, 6}  # 1, 2 and then 3 were gone
+    library.close()
+
+
 def test_sources_that_hold_nothing(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "library.sqlite").write_bytes(b"not a database, but long enough to be read as one" * 9)
