@@ -6,14 +6,18 @@ and steps on the captured frames and on the records that the devices of each run
     python -m fogline.benchmarks.uplink --data DIR [--codecs avif2] [--uplinks original,resized,avif,roi] [--json FILE]
 
 `--data` holds the sequences' folders. Output, schema 1: `forms.<form>` has bytes, CPU milliseconds and PSNR of the form
-alone, without any codec; `runs.<codec>/<form>` is the run's `report.json`; `learning` has the metric, `source` and for
-each run the scores by seed, and `difference` from source with its mean and whether it is `within_0_01`.
+alone, at the qualities that the first codec's fog node advises; `runs.<codec>/<form>` is the run's `report.json`;
+`learning` has the metric, `source` and for each run the scores by seed, and `difference` from source with its mean, its
+95 % confidence interval over the seeds (`low`, `high`) and whether that lies `within_0_01`: true, or null where it does
+not, which resolves nothing.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
+import math
 import statistics
 import subprocess
 import sys
@@ -34,6 +38,7 @@ from fogline.common.images.sizes import coded_size
 from fogline.common.images.uplink import decode, encode
 from fogline.common.models.compare import SOURCE
 from fogline.deploy.local.plan import Plan, PlannedImage, make_plan
+from fogline.fog_node.advice import advised
 from fogline.report.evaluate import records_of
 from fogline.report.frames import boxes_at
 from fogline.report.holdings import read_holdings
@@ -43,6 +48,8 @@ from fogline.report.training import paired, training_size
 SCHEMA = 1
 TOLERANCE = 0.01
 TRAIN_FRACTION = 0.7
+# Student's t, two-sided 95 %, for 1 to 9 degrees of freedom; beyond, the last is on the safe side.
+T_975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 FORM_FRAMES = 12  # that each form is measured on alone
 
 
@@ -66,7 +73,9 @@ def main() -> None:
     plan = make_plan([load_sequence(folder) for folder in folders], options.edges, TRAIN_FRACTION)
     result: dict[str, Any] = {"schema": SCHEMA, "benchmark": "uplink", "hardware": describe(), "tolerance": TOLERANCE}
     result |= {"config": {key: str(value) for key, value in vars(options).items()}, "runs": {}}
-    result["forms"] = {name: form_alone(plan, Form.of(name), options.width) for name in options.uplinks.split(",")}
+    told = qualities_of(options.codecs.split(",")[0], options.codec_param)
+    result["qualities"] = dataclasses.asdict(told)
+    result["forms"] = {n: form_alone(plan, Form.of(n), options.width, told) for n in options.uplinks.split(",")}
     _print_forms(result["forms"])
     held: dict[str, list[Received]] = {}
     for codec in options.codecs.split(","):
@@ -102,11 +111,18 @@ def received(plan: Plan, out: Path) -> list[Received]:
     return prepare(BatchDecoder(), *records_of(libraries, plan))[0]
 
 
-def form_alone(plan: Plan, form: Form, width: int) -> dict[str, float | None]:
+def qualities_of(codec: str, pairs: Sequence[str]) -> Qualities:
+    """What the edges of a fog node with this codec encode with, as it advises them."""
+    given = dict(pair.split("=", 1) for pair in pairs)
+    found = advised(codec, {key: int(given[key]) for key in given if key.endswith("_quality")})
+    return Qualities() if found is None else Qualities(roi_object=found[0], roi_background=found[1])
+
+
+def form_alone(plan: Plan, form: Form, width: int, told: Qualities) -> dict[str, float | None]:
     """Bytes, CPU time and quality of an uplink form on some frames, against the captured ones at the coded size."""
     images = list(plan.images.values())
     step = max(1, len(images) // FORM_FRAMES)
-    rows = [_one(image, form, width) for image in images[step // 2 :: step]]
+    rows = [_one(image, form, width, told) for image in images[step // 2 :: step]]
     qualities = quality.mean([one for _, _, one in rows])
     return {
         "bytes_per_image": statistics.fmean(size for size, _, _ in rows),
@@ -117,12 +133,12 @@ def form_alone(plan: Plan, form: Form, width: int) -> dict[str, float | None]:
     }
 
 
-def _one(image: PlannedImage, form: Form, width: int) -> tuple[int, float, quality.Quality]:
+def _one(image: PlannedImage, form: Form, width: int, told: Qualities) -> tuple[int, float, quality.Quality]:
     jpeg = image.frame.path.read_bytes()
     began = time.thread_time()
     data = jpeg
     if form is not Form.ORIGINAL:
-        data = encode(form, jpeg, image.content_id, image.frame.boxes, width, Qualities())
+        data = encode(form, jpeg, image.content_id, image.frame.boxes, width, told)
     seconds = time.thread_time() - began
     size = coded_size(image.frame.width, image.frame.height, width)
     pixels = resize(decode(form, data, image.content_id).pixels, *size)
@@ -149,13 +165,28 @@ def learning(plan: Plan, held: Mapping[str, Sequence[Received]], options: argpar
         "runs": {},
     }
     for name in held:
-        difference = _spread(found.differences(name))
+        difference = _spread(found.differences(name)) | interval(found.differences(name))
         result["runs"][name] = {
             "score": _spread(found.scores(name)),
             "difference": difference,
-            "within_0_01": difference["mean"] >= -TOLERANCE,
+            "within_0_01": within(difference, TOLERANCE),
         }
     return result
+
+
+def interval(values: Sequence[float]) -> dict[str, float | None]:
+    """The 95 % confidence interval of the mean, by Student's t; unknown of a single value."""
+    if len(values) < 2:
+        return {"low": None, "high": None}
+    mean, half = statistics.fmean(values), statistics.stdev(values) / math.sqrt(len(values))
+    half *= T_975[min(len(values) - 1, len(T_975)) - 1]
+    return {"low": mean - half, "high": mean + half}
+
+
+def within(difference: Mapping[str, Any], tolerance: float) -> bool | None:
+    """Whether an interval lies within the tolerance; None: not resolved."""
+    low, high = difference["low"], difference["high"]
+    return True if low is not None and -tolerance <= low and high <= tolerance else None
 
 
 def _spread(values: Sequence[float]) -> dict[str, Any]:
@@ -186,14 +217,16 @@ def _print_runs(runs: Mapping[str, Mapping[str, Any]]) -> None:
 
 
 def _print_learning(result: Mapping[str, Any]) -> None:
-    print(f"| trained on | {result['metric']} | minus source, by seed | mean | within {TOLERANCE} |")
+    print(f"| trained on | {result['metric']} | minus source, by seed | mean, 95 % interval | within {TOLERANCE} |")
     print("|---|---|---|---|---|")
     source = result[SOURCE]
     print(f"| source | {source['mean']:.3f} ± {source['std']:.3f} | | | |")
     for name, r in result["runs"].items():
         by_seed = ", ".join(f"{value:+.3f}" for value in r["difference"]["values"])
         score = f"{r['score']['mean']:.3f} ± {r['score']['std']:.3f}"
-        print(f"| {name} | {score} | {by_seed} | {r['difference']['mean']:+.3f} | {r['within_0_01']} |")
+        mean, low, high = (r["difference"][key] for key in ("mean", "low", "high"))
+        span = f"{mean:+.3f}" + ("" if low is None else f" ({low:+.3f} to {high:+.3f})")
+        print(f"| {name} | {score} | {by_seed} | {span} | {'yes' if r['within_0_01'] else 'not resolved'} |")
 
 
 def _write(path: Path | None, result: Mapping[str, Any]) -> None:

@@ -6,7 +6,8 @@ again would only lose quality: edges are asked for the codec's own qualities, an
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from fogline.common.images import avif2
 from fogline.common.images.codec import SourceImage
@@ -21,9 +22,15 @@ MAX_BITS = 4
 
 def roi_qualities(config: FogConfig) -> tuple[int, int]:
     """Qualities of objects and background that edges are told; 0 where they choose."""
-    if config.encoder.codec != avif2.Avif2.name:
-        return 0, 0
-    chosen = {**avif2.DEFAULTS, **config.encoder.params}
+    found = advised(config.encoder.codec, config.encoder.params)
+    return (0, 0) if found is None else found
+
+
+def advised(codec: str, params: Mapping[str, Any]) -> tuple[int, int] | None:
+    """Qualities of objects and background that edges of a fog node with this codec are told; None: they choose."""
+    if codec != avif2.Avif2.name:
+        return None
+    chosen = {**avif2.DEFAULTS, **params}
     return chosen["object_quality"], chosen["background_quality"]
 
 

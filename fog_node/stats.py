@@ -102,6 +102,17 @@ def read_images(data_dir: Path) -> list[ImageStats]:
     ]
 
 
+def read_needs(data_dir: Path) -> dict[int, list[tuple[bytes, int]]]:
+    """Digest and size of the shared state that each record needs, by the record's cursor. Raises FormatError."""
+    with closing(_open(data_dir)) as db:
+        needs: dict[int, list[tuple[bytes, int]]] = {}
+        for cursor, digest, size in db.execute(
+            "SELECT cursor, digest, size FROM record_shared JOIN shared USING (digest)"
+        ):
+            needs.setdefault(cursor, []).append((digest, size))
+        return needs
+
+
 def read_shared(data_dir: Path) -> list[SharedStats]:
     """Every shared-state blob of a fog node's store. Raises FormatError."""
     with closing(_open(data_dir)) as db:

@@ -2,8 +2,8 @@
 
 After a camera's first frames, every `every` frames, and when what it sees has changed, each candidate is tried on a few
 of its frames, as long as trials have not taken more than their share of the time: camera names come from strangers, and
-each costs seconds to judge. The planner chooses among the figures, and chooses again, without a trial, when receivers or
-links change.
+each costs seconds to judge. The planner chooses among the figures, and chooses again, without a trial, when receivers
+or links change.
 """
 
 from __future__ import annotations

@@ -20,33 +20,48 @@ from fogline.common.errors import ConfigError, InputError
 from fogline.common.images.communication import Place, traffic_of
 from fogline.common.images.forms import Form
 from fogline.common.images.planning import Link, decide
+from fogline.common.images.sizes import coded_size
 from fogline.explain import quantities
 from fogline.explain.document import Explained, document
 from fogline.explain.folder import measure
 from fogline.explain.text import lines
 from fogline.fog_node.encoders.auto_params import auto_params
 from fogline.fog_node.encoders.candidates import chosen, suited
-from fogline.fog_node.stats import read_choices, read_images
+from fogline.fog_node.stats import read_choices, read_images, read_needs
+
+_FOLDER_OPTIONS: dict[str, object] = {
+    "receivers": 1,
+    "downlink": None,
+    "uplink": None,
+    "uplink_form": Form.ORIGINAL.text,
+    "objective": "bytes",
+    "background_db": 28.0,
+    "object_db": 35.0,
+    "candidates": None,
+    "max_encode_s": 10.0,
+    "frames": 6,
+    "width": 320,
+    "device": "cpu",
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the command line."""
     parser.add_argument("folders", nargs="*", type=Path, metavar="DIR", help="an annotated sequence: OTB or VOC")
     parser.add_argument("--fog", type=Path, metavar="DATA_DIR", help="instead: the data_dir of a fog node with auto")
-    parser.add_argument("--receivers", type=int, default=1, metavar="N", help="of every image (default: 1)")
+    # Without defaults here, so that --fog can refuse whatever it has no use for.
+    parser.add_argument("--receivers", type=int, metavar="N", help="of every image (default: 1)")
     parser.add_argument("--downlink", metavar="RATE", help="of the fog node to all receivers: 2MB/s, 16Mbit/s")
     parser.add_argument("--uplink", metavar="RATE", help="of a camera to the fog node; both default to 16Mbit/s")
-    parser.add_argument("--uplink-form", choices=[form.text for form in Form], default="original", help="what goes up")
-    parser.add_argument(
-        "--objective", choices=("bytes", "time"), default="bytes", help="what is least (default: bytes)"
-    )
-    parser.add_argument("--background-db", type=float, default=28.0, metavar="DB", help="PSNR to reach (default: 28)")
-    parser.add_argument("--object-db", type=float, default=35.0, metavar="DB", help="PSNR to reach (default: 35)")
+    parser.add_argument("--uplink-form", choices=[form.text for form in Form], help="what goes up")
+    parser.add_argument("--objective", choices=("bytes", "time"), help="what is least (default: bytes)")
+    parser.add_argument("--background-db", type=float, metavar="DB", help="PSNR to reach (default: 28)")
+    parser.add_argument("--object-db", type=float, metavar="DB", help="PSNR to reach (default: 35)")
     parser.add_argument("--candidates", metavar="A,B", help="codecs to weigh (default: all that suit this host)")
-    parser.add_argument("--max-encode-s", type=float, default=10.0, metavar="S", help="an image may take (default: 10)")
-    parser.add_argument("--frames", type=int, default=6, metavar="N", help="sampled of each folder (default: 6)")
-    parser.add_argument("--width", type=int, default=320, help="coded width in pixels, never enlarged (default: 320)")
-    parser.add_argument("--device", default="cpu", help="cpu or cuda, for codecs that use torch (default: cpu)")
+    parser.add_argument("--max-encode-s", type=float, metavar="S", help="an image may take (default: 10)")
+    parser.add_argument("--frames", type=int, metavar="N", help="sampled of each folder (default: 6)")
+    parser.add_argument("--width", type=int, help="coded width in pixels, never enlarged (default: 320)")
+    parser.add_argument("--device", help="cpu or cuda, for codecs that use torch (default: cpu)")
     parser.add_argument("--model-bytes", metavar="W", help="of one model update (default: the built-in detector's)")
     parser.add_argument("--images-per-update", type=float, metavar="K", help="new images from one update to the next")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything there too")
@@ -56,6 +71,12 @@ def run(arguments: argparse.Namespace) -> int:
     """Print every camera. Returns 3 when a frame was refused."""
     if bool(arguments.folders) == (arguments.fog is not None):
         raise ConfigError("give folders with images, or --fog with a fog node's data_dir: one of the two")
+    given = [name for name in _FOLDER_OPTIONS if getattr(arguments, name) is not None]
+    if arguments.fog is not None and given:
+        option = "--" + given[0].replace("_", "-")
+        raise ConfigError(f"{option} is for folders; with --fog it is told what the fog node weighed: leave it out")
+    for name in set(_FOLDER_OPTIONS) - set(given):
+        setattr(arguments, name, _FOLDER_OPTIONS[name])
     for name, least in (("receivers", 1), ("frames", 1), ("width", 16)):
         if getattr(arguments, name) < least:
             raise ConfigError(f"--{name} {getattr(arguments, name)} is too small; give {least} or more")
@@ -134,14 +155,21 @@ def _from_fog(data_dir: Path, model_bytes: float | None, images_per_update: floa
     choices = read_choices(data_dir)
     if not choices:
         raise InputError(f"{data_dir}: this fog node has chosen no codec; set encoder.codec: auto, and send images")
-    images = read_images(data_dir)
+    images, needs = read_images(data_dir), read_needs(data_dir)
+    width = max(one.choice.width for one in choices)  # that it codes at, or as near as any camera comes to it
     for one in choices:
         choice = one.choice
-        published = [i for i in images if i.camera == choice.camera and i.record_bytes is not None]
+        size = (choice.width, choice.height)
+        published = [
+            i
+            for i in images
+            if i.camera == choice.camera and i.record_bytes is not None and coded_size(*i.source_size, width) == size
+        ]
+        shared = {blob for i in published if i.cursor is not None for blob in needs.get(i.cursor, ())}
         taken = [i.source_bytes for i in published]
         uploaded = sum(taken) / len(taken) if taken else None
         records = [i.record_bytes for i in published if i.record_bytes is not None]
-        delivered = sum(records) / len(records) if records else None
+        delivered = (sum(records) + sum(size for _, size in shared)) / len(records) if records else None
         # The JPEG as captured is known only where it was what came.
         as_captured = all(i.form is Form.ORIGINAL for i in published)
         yield Explained(

@@ -11,7 +11,9 @@ import pytest
 from fogline.cli import main
 from fogline.common.data.clip import write_clip
 from fogline.common.errors import ConfigError, FormatError, InputError
+from fogline.common.images.planning import Choice, Figures, Goal, Link, decide
 from fogline.explain import quantities
+from fogline.fog_node.store import EncodedRecord, NewImage, Store
 
 
 @pytest.fixture(scope="module")
@@ -110,6 +112,33 @@ def test_bad_requests_are_named(
 ) -> None:
     assert explain(*([clip[0]] if arguments else []), *arguments) == code.exit_code
     assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", [("--receivers", 1), ("--uplink-form", "original"), ("--frames", 9)])
+def test_a_fog_node_s_choices_take_no_options_of_folders(
+    tmp_path: Path, option: tuple[str, object], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert explain("--fog", tmp_path, *option) == ConfigError.exit_code
+    assert f"{option[0]} is for folders" in capsys.readouterr().err
+
+
+async def test_alpha_of_a_fog_node_counts_shared_state_and_one_size_alone(tmp_path: Path) -> None:
+    store = Store(tmp_path / "fog", None)
+    await store.open()
+    decision = decide(Goal(), Link(3), [Figures("latent", {}, 4, 100.0, 0.1, 30.0, 36.0)], [])
+    assert decision is not None
+    await store.choose([Choice("cam", 160, 120, decision, True), Choice("cam", 80, 60, decision, True)])
+    blob = b"s" * 32
+    for number, (width, size) in enumerate([(320, 100), (320, 200), (80, 30)]):
+        content_id = bytes([number]) * 32
+        await store.add(NewImage(content_id, "cam", number, width, width * 3 // 4, 1000, ()), "a")
+        shared = ((blob, 700),) if width == 320 else ()
+        await store.publish([EncodedRecord(content_id, b"r" + content_id[1:], size, ((0, 4, 9),), shared, 0.1)])
+    store.close()
+    file = tmp_path / "explain.json"
+    assert explain("--fog", tmp_path / "fog", "--json", file) == 0
+    alphas = {c["coded_width_px"]: c["communication"]["alpha"] for c in json.loads(file.read_text())["cameras"]}
+    assert alphas == pytest.approx({160: (100 + 200 + 700) / 2 / 1000, 80: 30 / 1000})
 
 
 def test_a_folder_without_a_fog_node(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
