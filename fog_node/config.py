@@ -13,7 +13,7 @@ from fogline.common.config import Config, LogConfig, MetricsConfig, TlsConfig
 from fogline.common.images.container import MAX_SOURCE_PIXELS
 from fogline.common.images.forms import Form
 
-TORCH_CODECS = ("siren", "latent")
+TORCH_CODECS = ("siren", "latent", "nerv")
 
 
 class Limits(Config, frozen=True):
@@ -28,7 +28,7 @@ class EncoderConfig(Config, frozen=True):
     """How images are compressed. The encoder runs in a child process of its own."""
 
     codec: Annotated[
-        Literal["siren", "latent", "jpeg2", "avif2", "auto"],
+        Literal["siren", "latent", "nerv", "jpeg2", "avif2", "auto"],
         Meta(description="Image codec; auto: chosen for each camera"),
     ] = "siren"
     params: Annotated[dict[str, Any], Meta(description="Parameters of the codec; {} for its defaults")] = field(

@@ -15,6 +15,7 @@ from fogline.fog_node.store import QueuedImage
 
 TRIES_TOGETHER = 2
 TRIES_ALONE = 3
+_Key = tuple[tuple[int, int], str]  # coded size, camera
 
 
 def size_of(image: QueuedImage, target_width: int) -> tuple[int, int]:
@@ -40,13 +41,14 @@ class Rejected:
 
 
 class EncodeQueue:
-    """Images grouped by coded size, oldest first; failed batches come back before anything new."""
+    """Images grouped by coded size, and by camera where asked, oldest first; failed batches before new ones."""
 
-    def __init__(self, batch: int, max_wait_s: float, target_width: int) -> None:
+    def __init__(self, batch: int, max_wait_s: float, target_width: int, *, by_camera: bool = False) -> None:
         self._batch = batch
         self._max_wait_s = max_wait_s
         self._target_width = target_width
-        self._groups: dict[tuple[int, int], deque[tuple[float, QueuedImage]]] = {}
+        self._by_camera = by_camera
+        self._groups: dict[_Key, deque[tuple[float, QueuedImage]]] = {}
         self._retries: deque[Batch] = deque()
 
     def __len__(self) -> int:
@@ -56,25 +58,25 @@ class EncodeQueue:
     def add(self, images: Iterable[QueuedImage], now: float) -> None:
         """Queue images at time `now`, in seconds of any steady clock."""
         for image in images:
-            size = size_of(image, self._target_width)
-            self._groups.setdefault(size, deque()).append((now, image))
+            key = size_of(image, self._target_width), image.camera if self._by_camera else ""
+            self._groups.setdefault(key, deque()).append((now, image))
 
     def take(self, now: float) -> Batch | None:
         """The next batch: one that failed before, else the group whose head waited longest, when it is full or due."""
         if self._retries:
             return self._retries.popleft()
         ready = [
-            (group[0][0], size)
-            for size, group in self._groups.items()
+            (group[0][0], key)
+            for key, group in self._groups.items()
             if len(group) >= self._batch or now >= group[0][0] + self._max_wait_s
         ]
         if not ready:
             return None
-        _, size = min(ready)
-        group = self._groups[size]
+        _, key = min(ready)
+        group = self._groups[key]
         images = tuple(group.popleft()[1] for _ in range(min(self._batch, len(group))))
         if not group:
-            del self._groups[size]
+            del self._groups[key]
         return Batch(images)
 
     def due_at(self) -> float | None:

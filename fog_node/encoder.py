@@ -19,11 +19,13 @@ from fogline.fog_node import encode_messages as messages
 from fogline.fog_node.config import TORCH_CODECS, EncoderConfig, Limits
 from fogline.fog_node.encoders import build_encoder
 from fogline.fog_node.encoders.latent_params import latent_params
+from fogline.fog_node.encoders.nerv_params import nerv_params
 from fogline.fog_node.encoders.siren_params import siren_params
 
 # A child that computes takes far more; one that hangs (in a driver, a lock, a network file system) takes nothing.
 STALL_S = 120.0
 STALL_CPU_S = 0.5
+_TORCH_PARAMS = {"siren": siren_params, "latent": latent_params, "nerv": nerv_params}
 
 
 def check(config: EncoderConfig) -> None:
@@ -31,7 +33,7 @@ def check(config: EncoderConfig) -> None:
     if config.codec in TORCH_CODECS:
         if importlib.util.find_spec("torch") is None:
             raise ConfigError(f"codec {config.codec} needs torch; install fogline[torch] or choose jpeg2")
-        (latent_params if config.codec == "latent" else siren_params)(config.params)
+        _TORCH_PARAMS[config.codec](config.params)
     else:
         build_encoder(config.codec, config.params)
 

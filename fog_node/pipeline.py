@@ -18,6 +18,7 @@ from fogline.fog_node.choices import Choices
 from fogline.fog_node.config import FogConfig
 from fogline.fog_node.encode_queue import Batch, EncodeQueue, size_of
 from fogline.fog_node.encoder import BatchFailed, EncoderProcess
+from fogline.fog_node.gathering import Gathering
 from fogline.fog_node.store import EncodedRecord, QueuedImage, Store
 
 log = logging.getLogger(__name__)
@@ -42,7 +43,8 @@ class Pipeline:
         self._metrics = metrics
         self._on_head = on_head
         self._choices = Choices(store, audience, metrics) if config.encoder.codec == "auto" else None
-        self._queue = EncodeQueue(config.encoder.batch, config.encoder.max_wait_s, config.width)
+        gathering = Gathering.of(config.encoder)
+        self._queue = EncodeQueue(gathering.batch, gathering.max_wait_s, config.width, by_camera=gathering.by_camera)
         self._added = asyncio.Event()
         self._stop = asyncio.Event()
         self._backoff = Backoff()

@@ -27,7 +27,7 @@ from fogline.common.errors import ConfigError, FormatError
 if TYPE_CHECKING:
     from rich.console import Console
 
-CODECS = ("siren", "latent", "jpeg2", "avif2", "auto")
+CODECS = ("siren", "latent", "nerv", "jpeg2", "avif2", "auto")
 UPLINKS = ("original", "resized", "avif", "roi")
 NEEDS = ("torch", "safetensors", "rich", "matplotlib", "jinja2")
 MARK = "fogline-run.json"  # tells a folder of ours, which may be replaced, from anybody else's

@@ -126,6 +126,8 @@ class EncodedImage:
 class ImageEncoder(ABC):
     """Encodes batches of images. May hold state (a device, a camera's base network); one per encoding process."""
 
+    together: int = 32  # images that a batch should have at least, where there are as many
+
     @abstractmethod
     def encode(self, images: Sequence[SourceImage]) -> list[EncodedImage]:
         """Encode a batch; the images may differ in size. One result for each, in order."""

@@ -1,4 +1,4 @@
-"""Encoders by name. Each is imported only when asked for: `siren` and `latent` need torch, the classical ones don't.
+"""Encoders by name. Each is imported only when asked for: the classical ones don't need torch, the others do.
 
 `auto` is no codec of its own: it chooses one for each camera.
 """
@@ -11,7 +11,7 @@ from typing import Any
 from fogline.common.errors import ConfigError
 from fogline.common.images.codec import ImageEncoder
 
-ENCODERS = ("siren", "latent", "jpeg2", "avif2")
+ENCODERS = ("siren", "latent", "nerv", "jpeg2", "avif2")
 CHOICES = (*ENCODERS, "auto")  # what a user may ask for
 
 
@@ -27,6 +27,11 @@ def build_encoder(name: str, params: Mapping[str, Any], device: str = "cpu") -> 
         from fogline.fog_node.encoders.latent_params import latent_params
 
         return LatentEncoder(latent_params(params))
+    if name == "nerv":
+        from fogline.fog_node.encoders.nerv import NervEncoder
+        from fogline.fog_node.encoders.nerv_params import nerv_params
+
+        return NervEncoder(nerv_params(params), device)
     if name == "jpeg2":
         from fogline.common.images.jpeg2 import build_jpeg2
 

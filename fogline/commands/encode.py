@@ -47,7 +47,7 @@ def run(arguments: argparse.Namespace) -> int:
     refusals = len(sequence.refused)
     began = time.monotonic()
     with ArchiveWriter(arguments.output) as archive:
-        for batch in _batches(sequence):
+        for batch in _batches(sequence, max(BATCH, encoder.together)):
             loaded = []
             for frame in batch:
                 try:
@@ -71,9 +71,9 @@ def run(arguments: argparse.Namespace) -> int:
     return InputError.exit_code if refusals else 0
 
 
-def _batches(sequence: AnnotatedSequence) -> Iterator[Sequence[Frame]]:
-    for at in range(0, len(sequence.frames), BATCH):
-        yield sequence.frames[at : at + BATCH]
+def _batches(sequence: AnnotatedSequence, size: int) -> Iterator[Sequence[Frame]]:
+    for at in range(0, len(sequence.frames), size):
+        yield sequence.frames[at : at + size]
 
 
 def _load(frame: Frame, camera: str, width: int) -> tuple[ImageRecord, SourceImage, int]:

@@ -40,6 +40,7 @@ class ProductCodec(Subject):
     def __init__(self, name: str, params: Mapping[str, Any], device: str) -> None:
         self._encoder: ImageEncoder = build_encoder(name, params, device)
         self._decoder = BatchDecoder(device)
+        self.batch = max(self.batch, self._encoder.together)
 
     def encode(self, images: Sequence[SourceImage]) -> list[EncodedImage]:
         """See Subject.encode."""

@@ -165,6 +165,20 @@ def test_latent_shares_reference_pictures(fogline_up: Callable[..., Up], tiny_cl
     assert report["quality"]["object_psnr_db"] > 30
 
 
+def test_nerv_shares_networks(fogline_up: Callable[..., Up], tiny_clip: list[Path]) -> None:
+    data = [word for folder in tiny_clip for word in ("--data", folder)]
+    params = [word for pair in ("steps=40", "channels=4", "group_wait_s=1") for word in ("--codec-param", pair)]
+    done = fogline_up(
+        *data, "--edges", 3, "--image-codec", "nerv", *params, "--width", 96, "--fps", 0, "--train-edges", 0,
+        "--no-train-compare",
+    )  # fmt: skip
+    assert done.code == 0, done.text
+    report = done.report
+    assert (report["images"], report["images_lost"], report["images_duplicated"]) == (14, 0, 0)
+    assert report["bytes"]["shared_state"] > 0
+    assert report["quality"]["object_psnr_db"] > 30
+
+
 def test_auto(fogline_up: Callable[..., Up], tiny_clip: list[Path]) -> None:
     data = [word for folder in tiny_clip for word in ("--data", folder)]
     params = [word for pair in ("object_db=33", "max_encode_s=60", "trial_after=1") for word in ("--codec-param", pair)]

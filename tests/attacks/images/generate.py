@@ -212,6 +212,9 @@ def payloads() -> dict[str, bytes]:
         "latent-no-motion-numbers": coded(4, b"\x00\x01\x28\x00\x00"),
         "latent-motion-beyond-frames": coded(4, b"\x00\x01\x28\x00\x00" + b"\x00\x00\xff\xff" * 12),
         "latent-no-reference": coded(4, b"\x00\x00\x28"),
+        "nerv-too-short": record(layers=((0, 5, 1, (), None, b"\x00\x00"),)),
+        "nerv-no-network": record(layers=((0, 5, 1, (), None, bytes(5)),)),
+        "nerv-object": coded(5, bytes(5)),
         "siren-2-stream-left": coded(3, b"\x01\x01\x00\x8a" + bytes(4) + b"\x00\x80\x00\x00" + bytes(40), version=2),
     }
 

@@ -13,5 +13,5 @@ def test_every_name_builds_an_encoder(name: str) -> None:
 
 
 def test_an_unknown_name_lists_the_known_ones() -> None:
-    with pytest.raises(ConfigError, match="'gif' is unknown; known: siren, latent, jpeg2, avif2"):
+    with pytest.raises(ConfigError, match="'gif' is unknown; known: siren, latent, nerv, jpeg2, avif2"):
         build_encoder("gif", {}, "cpu")
