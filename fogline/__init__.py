@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from fogline.common.loader.loader import DecodedLoader as DecodedLoader
     from fogline.common.models.augment import Augment as Augment
+    from fogline.common.split.cuts import cuts as cuts
+    from fogline.common.split.segments import split as split
 
 __version__ = "0.1.0"
 
@@ -16,11 +18,16 @@ __version__ = "0.1.0"
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 # Imported when they are asked for: they need torch, which an agent that only captures and receives does without.
-_LAZY = {"DecodedLoader": "fogline.common.loader.loader", "Augment": "fogline.common.models.augment"}
+_LAZY = {
+    "DecodedLoader": "fogline.common.loader.loader",
+    "Augment": "fogline.common.models.augment",
+    "cuts": "fogline.common.split.cuts",
+    "split": "fogline.common.split.segments",
+}
 
 
 def __getattr__(name: str) -> object:
-    """`fogline.DecodedLoader` and `fogline.Augment`. Raises AttributeError for any other name."""
+    """`fogline.DecodedLoader`, `Augment`, `cuts` and `split`. Raises AttributeError for any other name."""
     if name not in _LAZY:
         raise AttributeError(f"module 'fogline' has no attribute {name!r}")
     from importlib import import_module
