@@ -30,7 +30,7 @@ COLUMNS: tuple[tuple[str, Callable[[dict[str, Any]], str]], ...] = (
     ("background dB", lambda r: f"{r['quality']['background_psnr_db']:.1f}"),
     ("object dB", lambda r: f"{r['quality']['object_psnr_db']:.1f}"),
     ("object layer gain dB", lambda r: f"{r['extra']['quality_all']['object_gain_over_background_db']:.1f}"),
-    ("encode img/s", lambda r: f"{r['encode']['images_per_s']:.2f}"),
+    ("encode img/s", lambda r: "none" if r["encode"]["images_per_s"] is None else f"{r['encode']['images_per_s']:.2f}"),
     ("lost", lambda r: str(r["images_lost"])),
     ("doubled", lambda r: str(r["images_duplicated"])),
 )

@@ -69,6 +69,7 @@ class Result(msgspec.Struct, frozen=True):
     layers: list[tuple[int, int, int]] = []
     shared: list[bytes] = []
     error: str = ""
+    as_is: bool = False  # the upload's own layers: nothing was encoded
 
 
 class Encoded(msgspec.Struct, frozen=True, tag=True):

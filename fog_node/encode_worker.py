@@ -110,6 +110,7 @@ def _encode(encoder: ImageEncoder, request: messages.Encode, start: messages.Sta
             record,
             [(int(layer.kind), layer.codec, len(layer.payload)) for layer in image.layers],
             [state.digest for state in image.shared],
+            as_is=one.coded is not None,
         )
     seconds = time.perf_counter() - began
     ordered = [results[item.content_id] for item in items]

@@ -204,8 +204,9 @@ class Pipeline:
         blobs = [*encoded.shared, *(result.record for result in good)]
         await asyncio.to_thread(self._store.put, blobs)
         sizes = {hashlib.sha256(data).digest(): len(data) for data in encoded.shared}
-        share = encoded.seconds / max(1, len(encoded.results))
-        await self._store.publish([_encoded_record(result, sizes, share) for result in good])
+        coded = sum(not result.as_is for result in encoded.results)
+        share = (encoded.seconds - encoded.trial_seconds) / max(1, coded)
+        await self._store.publish([_encoded_record(r, sizes, 0.0 if r.as_is else share) for r in good])
 
     async def _insist(self, write: Callable[[], Awaitable[None]]) -> bool:
         """Repeat a write until there is room for it; False when we are stopped before.

@@ -44,7 +44,7 @@ class ImageStats:
     cursor: int | None = None
     record_bytes: int | None = None
     layers: tuple[LayerStats, ...] = ()
-    encode_s: float | None = None  # its share of its batch
+    encode_s: float | None = None  # its share of its batch, without trials; 0 where the upload's layers were published
     published_us: int | None = None
 
 

@@ -30,9 +30,9 @@ from fogline.report.holdings import Holdings, check, published_twice, read_holdi
 from fogline.report.measure import Received, decode_rate, prepare, renderings, score
 from fogline.report.pictures import Exhibit, Panel
 from fogline.report.training import compare_on
-from fogline.report.trials import Trial, trial, trial_of_this_run
+from fogline.report.trials import Trial, parts_of, trial, trial_of_this_run
 
-_TRIAL_FRAMES = 4
+_TRIAL_FRAMES = 8
 _STRIPS = 2
 
 
@@ -68,9 +68,10 @@ def evaluate(cluster: Cluster, tracks: Mapping[str, Track], options: Options, te
         scores = [score(image, pixels) for image, pixels in renderings(decoder, received)]
         shown = _exhibits(decoder, received, scores)
         rate = decode_rate(decoder, received)
-    encode = _encode_speed(stats, _encoder_device(cluster.supervisor.children["fog"].spec.log))
+    encode = encode_speed(stats, _encoder_device(cluster.supervisor.children["fog"].spec.log))
     with _timed(options, "the same frames through every codec"):
-        trials, strips = _trials(plan, received, decoder, cluster, encode.images_per_s, tell)
+        parts = parts_of(records, shared)
+        trials, strips = _trials(received, parts, decoder, cluster, encode.images_per_s, tell)
     comparison: Comparison | None = None
     if not plan.trainable:
         tell("nothing is trained: no shared frame has a box, or no held-out one")
@@ -157,21 +158,20 @@ def _exhibits(decoder: BatchDecoder, received: Sequence[Received], scores: Seque
 
 
 def _trials(
-    plan: Plan,
     received: Sequence[Received],
+    parts: Mapping[bytes, float],
     decoder: BatchDecoder,
     cluster: Cluster,
-    encode_rate: float,
+    encode_rate: float | None,
     tell: Callable[[str], None],
 ) -> tuple[list[Trial], list[list[Panel]]]:
-    """This run's codec and all others on a few frames, spread over the cameras."""
+    """This run's codec and all others on a few frames of one camera."""
     settings = cluster.settings
-    step = max(1, len(received) // _TRIAL_FRAMES)
-    sample = list(received)[step // 2 :: step][:_TRIAL_FRAMES]
+    sample = in_a_row(received, _TRIAL_FRAMES)
     if not sample:
         return [], []
     frames = [image.captured for image in sample]
-    trials = [trial_of_this_run(settings.codec, settings.codec_params, sample, decoder, encode_rate)]
+    trials = [trial_of_this_run(settings.codec, settings.codec_params, sample, decoder, encode_rate, parts)]
     for codec in ENCODERS:
         if codec != settings.codec:
             tell(f"the same {len(frames)} frames through {codec}")
@@ -180,11 +180,20 @@ def _trials(
     return trials, exhibits.codec_strips(frames[:_STRIPS], originals, trials)
 
 
-def _encode_speed(stats: Sequence[ImageStats], device: str) -> Speed:
-    """From what the fog node noted for each image: its share of its batch's wall time."""
-    seconds = sum(image.encode_s for image in stats if image.encode_s is not None)
-    images = sum(image.encode_s is not None for image in stats)
-    return Speed(images / seconds if seconds else 0.0, device)
+def in_a_row(received: Sequence[Received], count: int) -> list[Received]:
+    """Frames of the camera that has most, one after the other, from its middle: spread ones have no shared state."""
+    cameras: dict[str, list[Received]] = {}
+    for image in received:
+        cameras.setdefault(image.captured.camera, []).append(image)
+    most = max(cameras.values(), key=len, default=[])
+    start = max(0, len(most) - count) // 2
+    return most[start : start + count]
+
+
+def encode_speed(stats: Sequence[ImageStats], device: str) -> Speed:
+    """From what the fog node noted for each image that it encoded: its share of its batch's wall time."""
+    spent = [image.encode_s for image in stats if image.encode_s]
+    return Speed(len(spent) / sum(spent) if spent else None, device)
 
 
 def _chosen(choices: Sequence[ChoiceStats], stats: Sequence[ImageStats]) -> list[CameraCodec]:

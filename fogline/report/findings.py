@@ -36,13 +36,14 @@ class CodecTrial:
 
     codec: str
     params: Mapping[str, Any]
-    bytes_per_image: float
+    bytes_per_image: float  # with its part of the shared state
     full_db: float
     background_db: float | None
     object_db: float | None
-    encode_per_s: float
+    encode_per_s: float | None  # None: nothing was encoded
     decode_per_s: float
     this_run: bool
+    source_bytes_per_image: float  # of the same frames as captured
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ class Device:
 class Speed:
     """Images a second, and on what."""
 
-    images_per_s: float
+    images_per_s: float | None  # None: there was nothing to do
     device: str
 
 

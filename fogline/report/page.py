@@ -9,7 +9,7 @@ from typing import Any
 from fogline.deploy.local.view import human_bytes
 from fogline.report import charts, prose
 from fogline.report.document import by_camera, summary_of
-from fogline.report.findings import Comparison, Findings, Score
+from fogline.report.findings import CodecTrial, Comparison, Findings, Score, Speed
 
 _KINDS = {
     "image": "images",
@@ -150,8 +150,10 @@ def decibel(value: float | None) -> str:
     return "" if value is None else f"{value:.1f}"
 
 
-def rate(value: float) -> str:
+def rate(value: float | None) -> str:
     """A number a second, for people."""
+    if value is None:
+        return "none"
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
@@ -176,8 +178,11 @@ def _quality_rows(scores: Sequence[Score]) -> list[dict[str, Any]]:
     return rows
 
 
+def _alpha(trial: CodecTrial) -> float:
+    return trial.bytes_per_image / max(1.0, trial.source_bytes_per_image)
+
+
 def _codec_rows(found: Findings) -> list[dict[str, Any]]:
-    source = found.traffic.source / max(1, found.images)
     n = found.model.n
     return [
         {
@@ -188,7 +193,7 @@ def _codec_rows(found: Findings) -> list[dict[str, Any]]:
             "object": decibel(trial.object_db),
             "encode": rate(trial.encode_per_s),
             "decode": rate(trial.decode_per_s),
-            "gain": f"{n / (found.model.beta + n * trial.bytes_per_image / max(1.0, source)):.2f}x",
+            "gain": f"{n / (found.model.beta + n * _alpha(trial)):.2f}x",
             "this": trial.this_run,
         }
         for trial in found.trials
@@ -261,12 +266,18 @@ def _device_rows(found: Findings) -> list[dict[str, str]]:
     return rows
 
 
+def _encoding(speed: Speed) -> str:
+    if speed.images_per_s is None:
+        return "nothing was encoded: the layers that edges sent were published as they came"
+    return f"{rate(speed.images_per_s)} images/s ({speed.device})"
+
+
 def _cost_rows(found: Findings) -> list[dict[str, str]]:
     def cpu(tier: str) -> str:
         return f"{sum(d.cpu_s for d in found.devices if d.tier == tier):.1f} s"
 
     rows = [
-        ("encode at the fog node", f"{rate(found.encode.images_per_s)} images/s ({found.encode.device})"),
+        ("encode at the fog node", _encoding(found.encode)),
         ("decode on a device, batches of 32", f"{rate(found.decode.images_per_s)} images/s ({found.decode.device})"),
         ("unpack a record on arrival", f"{rate(found.prepare_per_s)} images/s"),
         ("CPU of all edges", cpu("edge")),

@@ -14,7 +14,9 @@ REPLACING = (
     "(object layer). Grey in the difference pictures is no difference."
 )
 CODECS = (
-    "Encoded and decoded after the run on the host that ran it; bytes are whole records. The last column is "
+    "Encoded and decoded after the run on the host that ran it: up to 8 frames of one camera, one after "
+    "the other. Bytes are whole records and shared state, each blob spread over the images it serves, "
+    "all of the run's for its own codec, only these frames for the others. The last column is "
     "n/(beta + alpha n) for these frames under this run's uplink, without control traffic."
 )
 COMPLETENESS = (

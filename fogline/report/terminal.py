@@ -77,7 +77,13 @@ def _chosen(found: Findings) -> Table:
 
 def _codecs(found: Findings) -> Table:
     table = _table(
-        "the same few frames through every codec", "codec", "bytes", "dB", "object dB", "encode/s", "decode/s"
+        "the same frames in a row through every codec",
+        "codec",
+        "bytes, with shared state",
+        "dB",
+        "object dB",
+        "encode/s",
+        "decode/s",
     )
     for one in found.trials:
         table.add_row(

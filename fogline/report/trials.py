@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -63,14 +64,27 @@ def trial(images: Sequence[PlannedImage], width: int, codec: str, params: Mappin
     records, shared, encode_rate = encode(images, width, codec, params)
     decoder = BatchDecoder()
     received, _ = prepare(decoder, records, shared)
-    return _trial(codec, params, received, decoder, encode_rate, this_run=False)
+    return _trial(codec, params, received, decoder, encode_rate, parts_of(records, shared), this_run=False)
+
+
+def parts_of(
+    records: Sequence[tuple[ImageRecord, int, PlannedImage]], shared: Mapping[bytes, bytes]
+) -> dict[bytes, float]:
+    """Bytes of each blob of shared state that an image has to bear: those of the blob over the images that need it."""
+    uses = Counter(digest for record, _, _ in records for digest in set(record.shared))
+    return {digest: len(shared[digest]) / count for digest, count in uses.items()}
 
 
 def trial_of_this_run(
-    codec: str, params: Mapping[str, Any], received: Sequence[Received], decoder: BatchDecoder, encode_rate: float
+    codec: str,
+    params: Mapping[str, Any],
+    received: Sequence[Received],
+    decoder: BatchDecoder,
+    encode_rate: float | None,
+    parts: Mapping[bytes, float],
 ) -> Trial:
-    """The same figures from the records that the edges received."""
-    return _trial(codec, params, received, decoder, encode_rate, this_run=True)
+    """The same figures from the records that the edges received; `parts` as by `parts_of` all records of the run."""
+    return _trial(codec, params, received, decoder, encode_rate, parts, this_run=True)
 
 
 def _trial(
@@ -78,7 +92,8 @@ def _trial(
     params: Mapping[str, Any],
     received: Sequence[Received],
     decoder: BatchDecoder,
-    encode_rate: float,
+    encode_rate: float | None,
+    parts: Mapping[bytes, float],
     *,
     this_run: bool,
 ) -> Trial:
@@ -89,12 +104,16 @@ def _trial(
     figures = CodecTrial(
         codec=codec,
         params=params,
-        bytes_per_image=mean([s.record_bytes for s in scores]) or 0.0,
+        bytes_per_image=mean(
+            [image.record_bytes + sum(parts[d] for d in set(image.record.shared)) for image in received]
+        )
+        or 0.0,
         full_db=mean([s.full_db for s in scores]) or 0.0,
         background_db=mean([s.background_db for s in scores]),
         object_db=mean([s.object_db for s in scores]),
         encode_per_s=encode_rate,
         decode_per_s=decode_rate(decoder, received),
         this_run=this_run,
+        source_bytes_per_image=mean([image.captured.size for image in received]) or 0.0,
     )
     return Trial(figures, {content_id: (pixels.decoded, s) for content_id, (pixels, s) in shown.items()})

@@ -122,10 +122,13 @@ def test_regions_of_interest_are_not_coded_twice(start_fog: Any, device: Any) ->
     a, b = device(fog, "a"), device(fog, "b")
     advice = a.hello().uplink
     assert (advice.object_quality, advice.background_quality) == (70, 20)
-    same, other = coded(1, Form.ROI), coded(2, Form.ROI, width=100)
-    a.upload([same, other])
-    records = {r.content_id: r for r in map(from_bytes, b.records(b.notices(upto=2)).values())}
+    same, other, whole = coded(1, Form.ROI), coded(2, Form.ROI, width=100), coded(3, Form.AVIF)
+    a.upload([same, other, whole])
+    records = {r.content_id: r for r in map(from_bytes, b.records(b.notices(upto=3)).values())}
     assert records[same.content_id].layers == from_bytes(same.data).layers
+    spent = {s.content_id: s.encode_s for s in read_images(fog.data_dir)}
+    assert spent[same.content_id] == 0.0
+    assert (spent[whole.content_id] or 0.0) > 0
     # Uploaded smaller than the fog node codes: coded at that size, never enlarged, and by the fog node.
     assert records[other.content_id].size == (100, 74)
 

@@ -14,15 +14,19 @@ from rich.console import Console
 
 from fogline.common.blobs import BlobStore
 from fogline.common.images.container import to_bytes
+from fogline.common.images.forms import Form
 from fogline.common.images.planning import Choice, Dropped, Figures, Goal, Link, decide
 from fogline.common.images.record import ImageRecord, Layer, LayerKind
-from fogline.fog_node.stats import ChoiceStats
+from fogline.deploy.local.plan import PlannedImage
+from fogline.fog_node.stats import ChoiceStats, ImageStats
 from fogline.report import page, pictures, terminal, traffic
 from fogline.report.charts import Curve
 from fogline.report.document import document
+from fogline.report.evaluate import encode_speed
 from fogline.report.findings import CameraCodec, CodecTrial, Comparison, Delay, Device, Findings, Score, Speed
 from fogline.report.holdings import Completeness, check, published_twice, read_holdings
 from fogline.report.traffic import Flow
+from fogline.report.trials import parts_of
 
 FLOWS = (
     Flow("edge-fog", "up", "image", 1000.4),
@@ -75,8 +79,8 @@ def findings() -> Findings:
         metric="iou",
         fleet={"edge-01": Curve((5, 10), ((0.1, 0.2),))},
         trials=[
-            CodecTrial("siren", {}, 150.0, 28.0, 27.0, 33.0, 3.0, 100.0, True),
-            CodecTrial("avif2", {}, 100.0, 29.0, 28.0, 36.0, 30.0, 200.0, False),
+            CodecTrial("siren", {}, 150.0, 28.0, 27.0, 33.0, 3.0, 100.0, True, 300.0),
+            CodecTrial("avif2", {}, 100.0, 29.0, 28.0, 36.0, 30.0, 200.0, False, 300.0),
         ],
         exhibits=[pictures.Exhibit("The best", (panel,), (panel,))],
         trial_strips=[[panel, panel]],
@@ -86,6 +90,28 @@ def findings() -> Findings:
         command="fogline up",
         config={"edges": 3},
     )  # fmt: skip
+
+
+def test_only_what_was_encoded_has_an_encoding_speed() -> None:
+    def stats(encode_s: float | None) -> ImageStats:
+        return ImageStats(b"i" * 32, "cam", ("a",), (64, 48), 9, Form.ROI, 1, 0, 0, "published", "", encode_s=encode_s)
+
+    assert encode_speed([stats(0.5), stats(0.0), stats(None), stats(0.25)], "cpu").images_per_s == 2 / 0.75
+    nothing = encode_speed([stats(0.0), stats(None)], "cpu")
+    assert nothing.images_per_s is None
+    shown = page.render(dataclasses.replace(findings(), encode=nothing))
+    assert "nothing was encoded" in shown
+    assert document(dataclasses.replace(findings(), encode=nothing))["encode"]["images_per_s"] is None
+
+
+def test_shared_state_is_borne_by_the_images_that_need_it() -> None:
+    def record(number: int, *shared: bytes) -> ImageRecord:
+        return ImageRecord(bytes([number]) * 32, 0, "cam", (8, 8), (8, 8), (), (), shared)
+
+    one, two = b"1" * 32, b"2" * 32
+    image = PlannedImage(b"i" * 32, 9, None, "cam")  # type: ignore[arg-type]
+    records = [(record(i, *shared), 5, image) for i, shared in enumerate([(one,), (one, two), (one,), ()])]
+    assert parts_of(records, {one: b"x" * 300, two: b"x" * 40}) == {one: 100, two: 40}
 
 
 def test_bytes_are_sorted_into_the_schema_s_classes() -> None:
