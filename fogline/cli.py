@@ -20,6 +20,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "decode": ("fogline.commands.decode", "decode such a file into images"),
     "explain": ("fogline.commands.explain", "tell which image codec a camera should have, and why"),
     "compare": ("fogline.commands.compare", "measure image codecs on the same frames: bytes, quality, speed"),
+    "split": ("fogline.commands.split", "plan where a model is cut between a device and a host, and compare policies"),
     "ca": ("fogline.commands.ca", "make the authority and the devices' certificates"),
     "doctor": ("fogline.doctor", "check this host and say what to do"),
 }

@@ -1,0 +1,103 @@
+"""The profiles that a command plans with: read from files, or measured here and now."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fogline.common.errors import ConfigError
+from fogline.common.split.profile import Profile, hardware_id, load
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+def add_measuring(parser: argparse.ArgumentParser) -> None:
+    """Options of what is measured."""
+    parser.add_argument("--model", required=True, metavar="M", help="package.module:function that builds it")
+    parser.add_argument("--inputs", metavar="F", help="package.module:function that returns a calibration set")
+    parser.add_argument("--images", type=Path, metavar="DIR", help="instead: a folder of images as calibration set")
+    parser.add_argument("--size", type=int, default=224, metavar="PX", help="of these images (default: 224)")
+    parser.add_argument("--codecs", metavar="A,B", help="tensor codecs (default: those that suit inference)")
+    parser.add_argument("--cuts", metavar="A,B", help="cuts (default: the natural bottlenecks that can pay)")
+    parser.add_argument("--threads", type=int, default=1, metavar="N", help="that compute (default: 1)")
+    parser.add_argument("--rounds", type=int, default=5, metavar="N", help="of measuring (default: 5)")
+
+
+def add_planning(parser: argparse.ArgumentParser) -> None:
+    """Options of who computes, and what is asked for."""
+    parser.add_argument("--profile", type=Path, metavar="FILE", help="of the device; without, this host is measured")
+    parser.add_argument("--host", type=Path, metavar="FILE", help="profile of the host; without, the device's own")
+    parser.add_argument(
+        "--edge-factor", type=float, metavar="F", help="the device takes F times as long as profiled (default: 1)"
+    )
+    parser.add_argument("--rtt", type=float, default=20.0, metavar="MS", help="round trip (default: 20 ms)")
+    parser.add_argument("--batch", type=int, default=1, metavar="N", help="samples in a request (default: 1)")
+    parser.add_argument("--objective", default="latency", help="latency or energy (default: latency)")
+    parser.add_argument(
+        "--accuracy-budget",
+        type=float,
+        default=0.01,
+        metavar="SHARE",
+        help="that a codec may lose on the calibration set (default: 0.01)",
+    )
+
+
+def build(arguments: argparse.Namespace) -> nn.Module:
+    """The model, with threads set. Raises ConfigError."""
+    import torch
+
+    from fogline.splitting import inputs
+
+    if arguments.threads < 1 or arguments.rounds < 1:
+        raise ConfigError(f"--threads {arguments.threads}, --rounds {arguments.rounds}: give 1 or more")
+    torch.set_num_threads(arguments.threads)
+    return inputs.model(arguments.model)
+
+
+def measured(
+    arguments: argparse.Namespace, model: nn.Module, batches: Sequence[int], tell: Callable[[str], None]
+) -> Profile:
+    """This host's profile. Raises ConfigError and InputError."""
+    from fogline.common.split.measure import CODECS, Effort, measure
+    from fogline.splitting import inputs
+
+    calibration = inputs.calibration(arguments.inputs, arguments.images, arguments.size)
+    return measure(
+        model,
+        calibration,
+        name=arguments.model,
+        batches=batches,
+        codecs=CODECS if arguments.codecs is None else tuple(arguments.codecs.split(",")),
+        cut_names=None if arguments.cuts is None else tuple(arguments.cuts.split(",")),
+        effort=Effort(rounds=arguments.rounds),
+        tell=tell,
+    )
+
+
+def gathered(arguments: argparse.Namespace, tell: Callable[[str], None]) -> list[Profile]:
+    """Of the device and of the host. Raises ConfigError for a profile of another model or an older torch."""
+    if arguments.host is not None and arguments.profile is None:
+        raise ConfigError("--host needs --profile, the device's own; `fogline split profile` measures it there")
+    model = build(arguments)
+    if arguments.profile is None:
+        device = measured(arguments, model, (arguments.batch,), tell)
+    else:
+        device = _current(load(arguments.profile), model, arguments.threads)
+    host = device if arguments.host is None else _current(load(arguments.host), model, arguments.threads)
+    if arguments.edge_factor is not None:
+        device = device.scaled(arguments.edge_factor)
+    return [device, host]
+
+
+def _current(profile: Profile, model: nn.Module, threads: int) -> Profile:
+    """A profile of this model; one of this very host must be of its torch as well."""
+    import torch
+
+    from fogline.common.split.cuts import architecture_hash
+
+    here = profile.hardware == hardware_id(threads)
+    profile.check(architecture=architecture_hash(model), torch=str(torch.__version__) if here else None)
+    return profile
