@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fogline.common.codecs import Chain, CodedStage
+from fogline.common.codecs import Chain, CodedStage, stages
 from fogline.common.errors import ConfigError, InputError
 from fogline.common.split.cuts import Cut, architecture_hash, cuts
 from fogline.common.split.profile import INPUT, SCHEMA, CodecFigures, CutFigures, Profile, hardware_id
@@ -59,6 +59,11 @@ class Calibration:
         return {name: tensor[wanted] for name, tensor in self.inputs.items()}
 
 
+def usual_codecs() -> tuple[str, ...]:
+    """Those of `CODECS` that this build has."""
+    return tuple(spec for spec in CODECS if all(part in stages() for part in spec.split("+")))
+
+
 @dataclass(frozen=True)
 class Effort:
     """How long to measure: rounds over all cuts, and repetitions within each, the first of which is a warm-up."""
@@ -74,20 +79,20 @@ def measure(
     *,
     name: str,
     batches: Sequence[int] = (1,),
-    codecs: Sequence[str] = CODECS,
+    codecs: Sequence[str] | None = None,
     cut_names: Sequence[str] | None = None,
     effort: Effort | None = None,
     tell: Callable[[str], None] = lambda _: None,
 ) -> Profile:
     """The profile of `model` on this host, in the mode that it is in.
 
-    `cut_names`: the cuts to measure; None for those that can pay, with fewer elements than the input and than every
+    `codecs`: chains; None for those that suit inference. `cut_names`: the cuts to measure; None for those that can pay, with fewer elements than the input and than every
     cut before. Raises ConfigError for an unknown cut or codec and InputError where the model fails on the inputs.
     """
     effort = effort or Effort()
     if not batches or any(size < 1 for size in batches):
         raise ConfigError(f"batches {list(batches)}; give sizes of 1 or more")
-    chains = {spec: Chain.parse(spec) for spec in codecs}
+    chains = {spec: Chain.parse(spec) for spec in (usual_codecs() if codecs is None else codecs)}
     example = calibration.batch(0, max(batches))
     chosen = _chosen(cuts(model, example), cut_names)
     parts: dict[str, _Part] = {INPUT: _Part(None, model)}

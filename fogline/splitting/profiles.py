@@ -61,7 +61,7 @@ def measured(
     arguments: argparse.Namespace, model: nn.Module, batches: Sequence[int], tell: Callable[[str], None]
 ) -> Profile:
     """This host's profile. Raises ConfigError and InputError."""
-    from fogline.common.split.measure import CODECS, Effort, measure
+    from fogline.common.split.measure import Effort, measure
     from fogline.splitting import inputs
 
     calibration = inputs.calibration(arguments.inputs, arguments.images, arguments.size)
@@ -70,7 +70,7 @@ def measured(
         calibration,
         name=arguments.model,
         batches=batches,
-        codecs=CODECS if arguments.codecs is None else tuple(arguments.codecs.split(",")),
+        codecs=None if arguments.codecs is None else tuple(arguments.codecs.split(",")),
         cut_names=None if arguments.cuts is None else tuple(arguments.cuts.split(",")),
         effort=Effort(rounds=arguments.rounds),
         tell=tell,
