@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -139,7 +140,8 @@ class TensorService(tensors_pb2_grpc.TensorServiceServicer):
         self._ttl_s, self._stall_s = ttl_s, stall_s
         self._observe = observe
         self._live: dict[bytes, _Live] = {}
-        self._opening = asyncio.Lock()
+        self._opening: dict[bytes, asyncio.Lock] = {}  # one stream at a time takes a session
+        self._starting: Counter[Peer] = Counter()  # sessions that are being made
 
     @property
     def sessions(self) -> int:
@@ -177,8 +179,9 @@ class TensorService(tensors_pb2_grpc.TensorServiceServicer):
         if first.WhichOneof("message") != "open" or len(first.open.setup) > MAX_SETUP:
             raise ProtocolError(f"a session begins with its opening, of at most {MAX_SETUP} bytes")
         session = first.open.session
-        async with self._opening:
+        async with self._opening.setdefault(session, asyncio.Lock()):
             live, fresh = await self._attach(peer, first.open)
+        self._opening.pop(session, None)
         said = live.host.attach(messages.opening(first.open))
         log.info("session attached", extra={"device": peer.name, "session": session.hex(), "fresh": fresh})
         try:
@@ -215,7 +218,11 @@ class TensorService(tensors_pb2_grpc.TensorServiceServicer):
 
     async def _start(self, peer: Peer, message: pb.OpenSession) -> tuple[_Live, bool]:
         await self._make_room(peer)
-        started = await asyncio.to_thread(self._executor.open, peer, message)
+        self._starting[peer] += 1
+        try:
+            started = await asyncio.to_thread(self._executor.open, peer, message)
+        finally:
+            self._starting[peer] -= 1
         if started is None:
             raise ConfigError(
                 f"session {message.session.hex()} is not known here any more, nor a checkpoint of it; connect anew"
@@ -234,10 +241,11 @@ class TensorService(tensors_pb2_grpc.TensorServiceServicer):
             if live.stream is None and now - live.detached > self._ttl_s:
                 log.info("session dropped", extra={"device": live.peer.name, "session": session.hex()})
                 await self._forget(session, forget=False)
-        own = sum(live.peer == peer for live in self._live.values())
-        if own >= self._max_per_peer or len(self._live) >= self._max_sessions:
+        own = sum(live.peer == peer for live in self._live.values()) + self._starting[peer]
+        count = len(self._live) + self._starting.total()
+        if own >= self._max_per_peer or count >= self._max_sessions:
             raise CapacityError(
-                f"{len(self._live)} sessions are open here, {own} of {peer.name}; at most {self._max_sessions} and "
+                f"{count} sessions are open here, {own} of {peer.name}; at most {self._max_sessions} and "
                 f"{self._max_per_peer}. Close one, try again later, or raise tensors.max_sessions"
             )
 
@@ -266,11 +274,10 @@ class TensorService(tensors_pb2_grpc.TensorServiceServicer):
         host = live.host
         iterator = aiter(requests)
         while True:
-            while host.full or self._kept() > self._max_kept:
-                if host.waiting == 0:
-                    raise CapacityError(
-                        f"sessions here hold {self._kept()} bytes, at most {self._max_kept}; try again later, or raise "
-                        "tensors.max_kept_bytes"
+            while not host.receiving and (host.full or self._kept() > self._max_kept):
+                if host.waiting == 0:  # it is the others that hold so much: the client tries again after a while
+                    raise UnavailableError(
+                        f"sessions here hold {self._kept()} bytes, at most {self._max_kept} of tensors.max_kept_bytes"
                     )
                 await live.changed.wait()
             try:
