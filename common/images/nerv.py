@@ -18,7 +18,7 @@ from fogline.common.images.codec import LayerCodec, Placement, SharedBlobs, regi
 from fogline.common.images.nerv_network import dequantise, synthesise
 from fogline.common.images.nerv_payload import Frame, Network, unpack_frame, unpack_network, which
 from fogline.common.images.record import Layer, LayerKind
-from fogline.common.images.sampling import Sampling, Window
+from fogline.common.images.sampling import Samplings, Window
 
 _CPU_ACTIVATIONS = 1 << 22  # pixels times channels of one tensor call: bounds its memory
 _GPU_ACTIVATIONS = 1 << 28
@@ -52,7 +52,7 @@ class Nerv(LayerCodec):
         """Entropy-decode a frame's latents and find its network. Raises FormatError also where that does not fit."""
         if layer.kind is not LayerKind.BACKGROUND:
             raise FormatError("nerv layer for an object: this codec has only backgrounds; encode the image again")
-        opened = SharedBlobs.of(shared).open(which(layer.payload), open_network)
+        opened = SharedBlobs.of(shared).open(which(layer.payload), "nerv network", open_network)
         shape = opened.network.shape
         if layer.region[2:] != (shape.width, shape.height):
             raise FormatError(
@@ -65,6 +65,7 @@ class Nerv(LayerCodec):
         self, prepared: Sequence[Any], kinds: Sequence[LayerKind], places: Sequence[Placement], device: torch.device
     ) -> list[torch.Tensor]:
         """See `LayerCodec.render`. Whole frames, of which views are then cut."""
+        made = Samplings(device)
         groups: dict[int, list[int]] = {}
         for i, one in enumerate(prepared):
             groups.setdefault(id(one.shared), []).append(i)
@@ -82,7 +83,7 @@ class Nerv(LayerCodec):
                 with torch.no_grad():
                     pixels = synthesise(shape, weights, latents, [frame.index for frame in frames]).clamp_(0, 1)
                 for i, one in zip(some, pixels, strict=True):
-                    out[i] = Sampling.of(places[i], (shape.width, shape.height)).take(one, whole).clamp(0, 1)
+                    out[i] = made.of(places[i], (shape.width, shape.height)).take(one, whole).clamp(0, 1)
         return [out[i] for i in range(len(prepared))]
 
 
