@@ -3,8 +3,21 @@
 Importing this package registers every codec of the product.
 """
 
-from fogline.common.codecs import affine, c3sl, half, raw, zstd
+from fogline.common.codecs import affine, c3sl, errbound, half, raw, zstd
 from fogline.common.codecs.base import stages
 from fogline.common.codecs.chain import Chain, CodedStage, Decoder, Encoded, Encoder
 
-__all__ = ["Chain", "CodedStage", "Decoder", "Encoded", "Encoder", "affine", "c3sl", "half", "raw", "stages", "zstd"]
+__all__ = [
+    "Chain",
+    "CodedStage",
+    "Decoder",
+    "Encoded",
+    "Encoder",
+    "affine",
+    "c3sl",
+    "errbound",
+    "half",
+    "raw",
+    "stages",
+    "zstd",
+]

@@ -77,12 +77,14 @@ class Chain:
         if len(kept) > MAX_STAGES:
             raise ConfigError(f"codec chain of {len(kept)} stages; at most {MAX_STAGES}")
         check_order([cls for cls, _ in configured])
+        for cls, options in kept:
+            cls(options)  # refuses options that exclude each other
         self._configured = tuple(kept)
 
     @classmethod
     def parse(cls, spec: str | Sequence[Mapping[str, Any] | str]) -> Chain:
         """From "name(option=value, …)+name" or a list of names and {name, option: value, …}. Raises ConfigError."""
-        items = spec.split("+") if isinstance(spec, str) else spec
+        items = re.split(r"\+(?![^()]*\))", spec) if isinstance(spec, str) else spec
         return cls([configure(*_parse_stage(item)) for item in items])
 
     @property
