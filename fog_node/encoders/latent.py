@@ -23,7 +23,7 @@ from fogline.common.images.codec import EncodedImage, ImageEncoder, SourceImage
 from fogline.common.images.latent import Latent
 from fogline.common.images.latent_motion import Field
 from fogline.common.images.latent_payload import Latents, pack
-from fogline.common.images.latent_picture import MAX_CROPS, pack_picture, unpack_picture
+from fogline.common.images.latent_picture import MAX_CROPS, ReferencePicture, pack_picture, unpack_picture
 from fogline.common.images.record import Layer, LayerKind, SharedState
 from fogline.common.images.shared_cache import SharedCache
 from fogline.fog_node.encoders.latent_frame import Coded, Frame, Reference, Steps, code_frame, squared_error
@@ -38,9 +38,10 @@ _PATIENCE = 2  # frames in a row that cost more than the mean, so that one odd f
 
 @dataclass
 class _Camera:
-    reference: Reference
+    picture: ReferencePicture
+    cost: float  # of the reference
     shared: SharedState
-    total: float  # cost of the reference and of the frames that shared it
+    total: float  # the same, and of the frames that shared it
     frames: int = 1
     above: int = 0  # frames in a row that cost more than the mean
     field: Field | None = None
@@ -92,7 +93,8 @@ class LatentEncoder(ImageEncoder):
                 continue
             self._cameras.move_to_end(key)
             some = frames[at : at + _TOGETHER]
-            code = partial(code_frame, reference=camera.reference, steps=self._steps, before=camera.field)
+            # Open while these frames are coded, also where the cache has no room for it.
+            code = partial(code_frame, reference=Reference.open(camera.picture), steps=self._steps, before=camera.field)
             for frame, coded in zip(some, pool.map(code, some), strict=True):
                 if camera.frames >= self._params.max_frames or coded is None or self._worn(camera, frame, coded):
                     yield self._begin(key, frame)
@@ -109,7 +111,7 @@ class LatentEncoder(ImageEncoder):
             return False
         mean = camera.total / camera.frames
         camera.above = camera.above + 1 if coded.cost > mean else 0
-        if camera.above >= _PATIENCE or coded.cost > camera.reference.cost:
+        if camera.above >= _PATIENCE or coded.cost > camera.cost:
             return True
         camera.total += coded.cost
         camera.frames += 1
@@ -131,7 +133,7 @@ class LatentEncoder(ImageEncoder):
         for kind, where in ((LayerKind.BACKGROUND, ~frame.inside), (LayerKind.OBJECT, frame.inside)):
             cost += squared_error(frame.pixels, shown, where) / self._steps.price(kind)
         shared = SharedState(hashlib.sha256(blob).digest(), blob)
-        self._cameras[key] = _Camera(Reference(picture, cost), shared, cost, booked=(_digest(frame),))
+        self._cameras[key] = _Camera(picture, cost, shared, cost, booked=(_digest(frame),))
         while len(self._cameras) > _CAMERAS:
             self._cameras.popitem(last=False)
         region = (0, 0, frame.width, frame.height)

@@ -87,41 +87,28 @@ class Coded:
     cost: float  # bits, and squared error at the price of bits
 
 
-class Reference:
-    """A reference picture as an encoder sees it: what can be made again is kept as far as the cache's budget goes."""
-
-    def __init__(self, picture: ReferencePicture, cost: float) -> None:
-        self.cost = cost
-        self._picture = picture
-
-    @property
-    def pixels(self) -> torch.Tensor:
-        """Uint8 (3, H, W)."""
-        return self._picture.pixels(_CPU)
-
-    @property
-    def planes(self) -> SearchPlanes:
-        """What vectors are searched in."""
-        picture = self._picture
-        return picture.cache.decoded(("search planes", picture.digest), lambda: SearchPlanes.of(self.pixels))
-
-
 @dataclass(frozen=True)
-class SearchPlanes:
-    """Luma of a reference, some 90 bytes a pixel."""
+class Reference:
+    """A reference picture as an encoder sees it, open: some 95 bytes a pixel."""
 
+    pixels: torch.Tensor  # uint8 (3, H, W)
     luma: list[torch.Tensor]  # a pyramid
     fine: list[torch.Tensor]  # each of its planes at quarter pixels
 
     @classmethod
-    def of(cls, pixels: torch.Tensor) -> SearchPlanes:
-        """From uint8 (3, H, W)."""
-        planes = pyramid(luma(pixels.to(torch.float32)))
-        return cls(planes, [fine(plane) for plane in planes])
+    def open(cls, picture: ReferencePicture) -> Reference:
+        """Open a picture, or take it from the picture's cache, which keeps it as far as its budget goes."""
+
+        def make() -> Reference:
+            pixels = picture.pixels(_CPU)
+            planes = pyramid(luma(pixels.to(torch.float32)))
+            return cls(pixels, planes, [fine(plane) for plane in planes])
+
+        return picture.cache.decoded(("latent reference", picture.digest), make)
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all planes."""
+        """Bytes of all it holds besides the picture's pixels, which the cache counts by themselves."""
         return sum(plane.nbytes for plane in (*self.luma, *self.fine))
 
 
@@ -137,9 +124,8 @@ def code_frame(frame: Frame, reference: Reference, steps: Steps, before: Field |
     """
     kind, price = LayerKind.BACKGROUND, steps.price(LayerKind.BACKGROUND)
     layout = LAYOUTS[kind]
-    planes = reference.planes
-    affine = affine_motion(frame.luma, planes.luma)
-    offsets = frame_field(frame.luma, planes.fine, affine, layout.block, price, before)
+    affine = affine_motion(frame.luma, reference.luma)
+    offsets = frame_field(frame.luma, reference.fine, affine, layout.block, price, before)
     moved = Latents(0, steps.background, affine, offsets, None)
     region = (0, 0, frame.width, frame.height)
     latents, shown = _with_residual(moved, kind, region, frame, reference, ~frame.inside)
@@ -151,7 +137,7 @@ def code_frame(frame: Frame, reference: Reference, steps: Steps, before: Field |
     cost = 8 * len(payload) + squared_error(frame.pixels, shown, ~frame.inside) / price
     field = vectors(latents, kind, frame.width, frame.height)
     for place in frame.regions:
-        layer, bits = _code_object(frame, reference, planes, steps, place, shown, field)
+        layer, bits = _code_object(frame, reference, steps, place, shown, field)
         cost += bits
         if layer is not None:
             layers.append(layer)
@@ -163,7 +149,6 @@ def code_frame(frame: Frame, reference: Reference, steps: Steps, before: Field |
 def _code_object(
     frame: Frame,
     reference: Reference,
-    planes: SearchPlanes,
     steps: Steps,
     region: Region,
     shown: torch.Tensor,
@@ -188,7 +173,7 @@ def _code_object(
     block = LAYOUTS[LayerKind.BACKGROUND].block
     around = field[y // block : -(-(y + h) // block), x // block : -(-(x + w) // block)]
     affine, offsets = region_field(
-        frame.luma[0][here[1:]], planes.fine[0], (x, y), median_vector(around), LAYOUTS[kind].block, price
+        frame.luma[0][here[1:]], reference.fine[0], (x, y), median_vector(around), LAYOUTS[kind].block, price
     )
     moved = Latents(0, steps.object, affine, offsets, None)
     latents, pixels = _with_residual(moved, kind, region, frame, reference, None)
