@@ -15,11 +15,16 @@ from typing import Any, Protocol
 from fogline.common.rpc.gen import control_pb2, images_pb2, tensors_pb2
 from fogline.common.rpc.overhead import PING, WINDOW, WINDOW_UPDATE, Headers, Wire
 from fogline.common.rpc.pings import Pings
+from fogline.common.wire.session_client import Ack, Step
+from fogline.common.wire.session_host import Reply
+from fogline.common.wire.tensors import Chunk
 
 SENT, RECEIVED = "sent", "received"
 IMAGE, RECORD, SHARED_STATE, MODEL = "image", "record", "shared_state", "model"
 TENSOR, CONTROL = "tensor", "control"
 KEEPALIVE_S = 20.0
+
+_OF_SESSIONS = (Chunk, Step, Reply, Ack, tensors_pb2.SessionRequest, tensors_pb2.SessionResponse)
 
 
 class _Child(Protocol):
@@ -65,7 +70,7 @@ def kind_of(message: Any) -> str:
         return IMAGE
     if isinstance(message, images_pb2.FetchResponse) and message.chunks:
         return SHARED_STATE if message.chunks[0].WhichOneof("what") == "shared_digest" else RECORD
-    if isinstance(message, (tensors_pb2.SessionRequest, tensors_pb2.SessionResponse)):
+    if isinstance(message, _OF_SESSIONS):
         return TENSOR
     if isinstance(message, control_pb2.FetchModelResponse):
         return MODEL

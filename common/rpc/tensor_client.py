@@ -18,17 +18,17 @@ import grpc
 
 from fogline.common import errors
 from fogline.common.config import TlsConfig
-from fogline.common.errors import FoglineError, InternalError, ProtocolError, UnavailableError
+from fogline.common.errors import CapacityError, FoglineError, InternalError, ProtocolError, UnavailableError
 from fogline.common.rpc import tensor_messages as messages
 from fogline.common.rpc.accounting import LinkMeter
 from fogline.common.rpc.channel import connect
 from fogline.common.rpc.gen import tensors_pb2 as pb
-from fogline.common.rpc.gen import tensors_pb2_grpc
 from fogline.common.rpc.peer import Peer
 from fogline.common.rpc.retry import Backoff
 from fogline.common.rpc.status import translate
-from fogline.common.wire.session_client import Ack, ClientSession, Step
-from fogline.common.wire.tensors import Buffer, Frame, Limits, TensorHeader
+from fogline.common.rpc.tensor_stream import Request, session_method
+from fogline.common.wire.session_client import ClientSession
+from fogline.common.wire.tensors import Buffer, Chunk, Frame, Limits, TensorHeader
 
 log = logging.getLogger(__name__)
 
@@ -91,10 +91,12 @@ class TensorClient:
         self._changed = threading.Condition()
         self._futures: dict[int, Future[Answered]] = {}
         self._begun: dict[int, tuple[float, int]] = {}
+        self._checkpoints: set[int] = set()  # under way
         self._number = 0  # of the newest connection
         self._stream = 0  # number of the connection that may send
         self._call: Any = None
-        self._heard = time.monotonic()
+        self._moved = time.monotonic()  # when something last came or went
+        self._lost = 0.0  # when the last connection broke that a host had opened
         self._failure: FoglineError | None = None
         self._closing = self._closed = False
         self._opened = threading.Event()
@@ -116,25 +118,48 @@ class TensorClient:
             raise self._failure
 
     def submit(
-        self, body: Any, tensors: tuple[TensorHeader, ...] = (), parts: tuple[Buffer, ...] = ()
+        self,
+        body: Any,
+        tensors: tuple[TensorHeader, ...] = (),
+        parts: tuple[Buffer, ...] = (),
+        *,
+        wait_s: float | None = None,
     ) -> Future[Answered]:
         """Append an operation. Its buffers stay unchanged until it is answered and durable.
 
+        Where the log is full of what answers that are under way will free, waits for those, at most `wait_s`. The
+        future can't be cancelled: what is in the log is executed.
         Raises what broke the session, CapacityError when the log is full, ProtocolError for what no host takes.
         """
         future: Future[Answered] = Future()
+        future.set_running_or_notify_cancel()
+        until = None if wait_s is None else time.monotonic() + wait_s
         with self._changed:
-            if self._failure is not None:
-                raise self._failure
-            if self._closing:
-                raise UnavailableError("this session was closed; connect anew")
-            if not self._session.under_way:
-                self._heard = time.monotonic()  # silence counts from here
-            seq = self._session.submit(body, tensors, parts)
+            while True:
+                if self._failure is not None:
+                    raise self._failure
+                if self._closing:
+                    raise UnavailableError("this session was closed; connect anew")
+                try:
+                    seq = self._session.submit(body, tensors, parts)
+                    break
+                except CapacityError:
+                    left = None if until is None else until - time.monotonic()
+                    if not self._frees() or (left is not None and left <= 0):
+                        raise
+                    self._changed.wait(left)
+            if not self._futures:
+                self._moved = time.monotonic()  # silence counts from here
             self._futures[seq] = future
             self._begun[seq] = (time.monotonic(), sum(header.coded_bytes for header in tensors))
+            if isinstance(body, pb.Checkpoint):
+                self._checkpoints.add(seq)
             self._changed.notify_all()
         return future
+
+    def _frees(self) -> bool:
+        """Whether an answer that is under way makes room in the log."""
+        return bool(self._checkpoints or (self._hello.mode == pb.SESSION_MODE_INFERENCE and self._futures))
 
     @property
     def session(self) -> ClientSession:
@@ -193,11 +218,13 @@ class TensorClient:
             try:
                 self._connection(backoff)
                 return
-            except UnavailableError as error:
+            except (UnavailableError, CapacityError) as error:
                 if isinstance(error, _LostError):
                     raise UnavailableError(str(error)) from error
+                if isinstance(error, CapacityError) and not self._opened.is_set():
+                    raise
                 trouble: FoglineError = error
-            except ProtocolError as error:
+            except (ProtocolError, InternalError) as error:  # damage on the way looks like either
                 broken += 1
                 if broken >= MAX_BROKEN and self._session.answered == answered:
                     raise
@@ -205,7 +232,8 @@ class TensorClient:
             if self._stop.is_set():
                 return
             if self._session.answered != answered:
-                broken, since = 0, time.monotonic()
+                broken = 0
+            since = max(since, self._lost)
             log.warning("tensor session lost its connection", extra={"peer": self._address, "error_text": str(trouble)})
             if time.monotonic() - since > self._give_up_s:
                 raise trouble
@@ -215,18 +243,19 @@ class TensorClient:
         """Serve one connection. Returns when the session was closed; raises why it ended otherwise."""
         channel = connect(self._address, self._tls, meter=self._meter, deadline_s=self._connect_s, me=self._me)
         try:
-            stub = tensors_pb2_grpc.TensorServiceStub(channel)
             with self._changed:
                 self._number = number = self._number + 1
-                self._heard = time.monotonic()
+                self._moved = time.monotonic()
             ready = threading.Event()
-            call: Any = stub.Session(self._requests(number, ready))
+            call: Any = session_method(channel)(self._requests(number, ready))
             self._call = call
             try:
                 with translate(self._address):
                     self._read(call, number, ready, backoff)
             finally:
                 with self._changed:
+                    if self._stream:
+                        self._lost = time.monotonic()
                     self._stream, self._call = 0, None
                     self._session.lost()
                     self._changed.notify_all()
@@ -237,22 +266,21 @@ class TensorClient:
 
     def _read(self, call: Any, number: int, ready: threading.Event, backoff: Backoff) -> None:
         for message in call:
+            frame = None
             with self._changed:
-                self._heard = time.monotonic()
-                match message.WhichOneof("message"):
-                    case "opened":
-                        self._take_opened(message.opened, number)
-                        backoff.reset()
-                        ready.set()
-                        frame = None
-                    case "answer":
-                        frame = self._session.answer(messages.answer(message.answer), message.answer.durable_through)
-                    case "chunk":
-                        frame = self._session.chunk(messages.chunk_of(message.chunk))
-                    case _:
-                        frame = None
-                if frame is not None:
-                    self._deliver(frame)
+                self._moved = time.monotonic()
+                if isinstance(message, Chunk):
+                    frame = self._session.chunk(message)
+                elif message.HasField("answer"):
+                    frame = self._session.answer(messages.answer(message.answer), message.answer.durable_through)
+                elif message.HasField("chunk"):
+                    frame = self._session.chunk(messages.chunk_of(message.chunk))
+                elif message.HasField("opened"):
+                    self._take_opened(message.opened, number)
+                    backoff.reset()
+                    ready.set()
+            if frame is not None:
+                self._deliver(frame)
         with self._changed:
             if self._closing:
                 return
@@ -267,7 +295,7 @@ class TensorClient:
         self._opened.set()
         self._changed.notify_all()
 
-    def _requests(self, number: int, ready: threading.Event) -> Iterator[pb.SessionRequest]:
+    def _requests(self, number: int, ready: threading.Event) -> Iterator[Request]:
         """What gRPC's own thread sends."""
         with self._changed:
             opening = self._session.opening()
@@ -290,26 +318,25 @@ class TensorClient:
                         yield pb.SessionRequest(close=pb.CloseSession())
                         return
                     self._changed.wait()
-            if isinstance(message, Step):
-                yield messages.request(message)
-            elif isinstance(message, Ack):
-                yield pb.SessionRequest(acknowledge=pb.Acknowledge(answered_through=message.answered_through))
-            else:
-                yield pb.SessionRequest(chunk=messages.chunk(message))
+                self._moved = time.monotonic()  # gRPC asks for more: what came before is on its way
+            yield message
 
     def _deliver(self, frame: Frame) -> None:
-        future = self._futures.pop(frame.seq, None)
-        began, sent = self._begun.pop(frame.seq, (time.monotonic(), 0))
-        self._changed.notify_all()
+        """Without the lock: what is told may do as it likes."""
+        with self._changed:
+            future = self._futures.pop(frame.seq, None)
+            began, sent = self._begun.pop(frame.seq, (time.monotonic(), 0))
+            self._checkpoints.discard(frame.seq)
+            self._changed.notify_all()
         if future is None:
             return
         body: Any = frame.body
         if body.HasField("failure"):
             cls = _FAILURES.get(body.failure.error, InternalError)
             error = cls(body.failure.detail)
-            future.set_exception(error)
             if body.failure.fatal:
-                self._fail(error)
+                self._end(error)
+            future.set_exception(error)
             return
         if self._observe is not None:
             total = time.monotonic() - began
@@ -321,29 +348,26 @@ class TensorClient:
         while not self._stop.wait(min(1.0, self._stall_s / 4)):
             with self._changed:
                 waits = self._call is not None and (self._session.under_way > 0 or not self._stream)
-                silent = time.monotonic() - self._heard
+                silent = time.monotonic() - self._moved
                 call = self._call if waits and silent > self._stall_s else None
             if call is not None:
                 log.warning("no progress", extra={"peer": self._address, "silent_s": round(silent, 1)})
                 call.cancel()
 
     def _end(self, error: FoglineError) -> None:
+        """Everything that waits fails, and whatever is submitted later."""
         with self._changed:
-            self._fail(error)
-        call = self._call
+            self._failure = self._failure or error
+            waiting, self._futures = self._futures, {}
+            self._stop.set()
+            self._opened.set()
+            self._changed.notify_all()
+            call = self._call
         if call is not None:
             with suppress(grpc.RpcError):
                 call.cancel()
-
-    def _fail(self, error: FoglineError) -> None:
-        """With the lock: everything that waits fails, and whatever is submitted later."""
-        self._failure = self._failure or error
-        waiting, self._futures = self._futures, {}
         for future in waiting.values():
             future.set_exception(error)
-        self._stop.set()
-        self._opened.set()
-        self._changed.notify_all()
 
 
 class _LostError(UnavailableError):

@@ -31,19 +31,17 @@ BODIES: dict[type, str] = {
 T = TypeVar("T")
 
 
-def request(step: Step) -> pb.SessionRequest:
-    """An operation with the first part of its payload."""
+def operation_of(step: Step) -> pb.Operation:
+    """An operation, without the first part of its payload."""
     start = step.start
-    operation = pb.Operation(
-        seq=start.seq, answered_through=step.answered_through, tensors=map(_header, start.tensors), data=start.data
-    )
+    operation = pb.Operation(seq=start.seq, answered_through=step.answered_through, tensors=map(_header, start.tensors))
     if start.crc32 is not None:
         operation.crc32 = start.crc32
     body: Any = start.body
     field = getattr(operation, BODIES[type(body)])
     field.CopyFrom(body)
     field.SetInParent()  # also where it is empty
-    return pb.SessionRequest(operation=operation)
+    return operation
 
 
 def operation(message: pb.Operation) -> Start:
@@ -55,16 +53,16 @@ def operation(message: pb.Operation) -> Start:
     return _start(message, body)
 
 
-def response(start: Start, durable_through: int) -> pb.SessionResponse:
-    """An answer with the first part of its payload; its body is a pb.Answer with what else it says."""
+def answer_of(start: Start, durable_through: int) -> pb.Answer:
+    """An answer, without the first part of its payload; its body is a pb.Answer with what else it says."""
     answer = pb.Answer()
     body: Any = start.body
     answer.CopyFrom(body)
-    answer.seq, answer.data, answer.durable_through = start.seq, start.data, min(durable_through, start.seq)
+    answer.seq, answer.durable_through = start.seq, min(durable_through, start.seq)
     answer.tensors.extend(map(_header, start.tensors))
     if start.crc32 is not None:
         answer.crc32 = start.crc32
-    return pb.SessionResponse(answer=answer)
+    return answer
 
 
 def answer(message: pb.Answer) -> Start:
@@ -80,14 +78,6 @@ def answer(message: pb.Answer) -> Start:
     if message.HasField("failure"):
         body.failure.CopyFrom(message.failure)
     return _start(message, body)
-
-
-def chunk(part: Chunk) -> pb.PayloadChunk:
-    """A part of a payload."""
-    message = pb.PayloadChunk(seq=part.seq, offset=part.offset, data=part.data)
-    if part.crc32 is not None:
-        message.crc32 = part.crc32
-    return message
 
 
 def chunk_of(message: pb.PayloadChunk) -> Chunk:

@@ -8,8 +8,9 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol
 
 from fogline.common.errors import (
@@ -25,15 +26,17 @@ from fogline.common.rpc import tensor_messages as messages
 from fogline.common.rpc.gen import tensors_pb2 as pb
 from fogline.common.rpc.gen import tensors_pb2_grpc
 from fogline.common.rpc.peer import Peer, require
+from fogline.common.rpc.tensor_stream import Response
 from fogline.common.wire.session_client import Opened
-from fogline.common.wire.session_host import HostSession
-from fogline.common.wire.tensors import Buffer, Frame, Limits, Start, TensorHeader
+from fogline.common.wire.session_host import HostSession, Reply
+from fogline.common.wire.tensors import Buffer, Chunk, Frame, Limits, Start, TensorHeader
 
 log = logging.getLogger(__name__)
 
 PROGRESS_S = 2.0  # how often a client hears that an operation goes on
 MAX_PADDING = 256 * 1024
 MAX_SETUP = 1 << 20
+SWEEP_S = 30.0
 OPEN_S = 30.0  # for the first message of a stream
 
 
@@ -106,7 +109,8 @@ class _Live:
     task: asyncio.Task[None] | None = None
     stream: asyncio.Task[Any] | None = None  # of the connection that it has
     detached: float = 0.0  # since when it has none, by the monotonic clock
-    heard: float = 0.0  # when its client last sent something
+    moved: float = 0.0  # when something last came from its client, or went to it
+    writing: bool = False  # a message of an answer that the client does not take yet
     executing: int = 0
     arrived: dict[int, float] = field(default_factory=dict)
     over: FoglineError | None = None
@@ -140,8 +144,9 @@ class TensorService(tensors_pb2_grpc.TensorServiceServicer):
         self._ttl_s, self._stall_s = ttl_s, stall_s
         self._observe = observe
         self._live: dict[bytes, _Live] = {}
-        self._opening: dict[bytes, asyncio.Lock] = {}  # one stream at a time takes a session
-        self._starting: Counter[Peer] = Counter()  # sessions that are being made
+        self._opening: dict[bytes, tuple[asyncio.Lock, int]] = {}  # by session: with how many that hold or await it
+        self._starting: Counter[Peer] = Counter()  # sessions that the executor is making
+        self._sweeper: asyncio.Task[None] | None = None
 
     @property
     def sessions(self) -> int:
@@ -178,19 +183,16 @@ class TensorService(tensors_pb2_grpc.TensorServiceServicer):
             raise ProtocolError("a session stream that opens no session") from None
         if first.WhichOneof("message") != "open" or len(first.open.setup) > MAX_SETUP:
             raise ProtocolError(f"a session begins with its opening, of at most {MAX_SETUP} bytes")
+        messages.opening(first.open)
         session = first.open.session
-        async with self._opening.setdefault(session, asyncio.Lock()):
+        async with self._alone(session):
             live, fresh = await self._attach(peer, first.open)
-        self._opening.pop(session, None)
-        said = live.host.attach(messages.opening(first.open))
-        log.info("session attached", extra={"device": peer.name, "session": session.hex(), "fresh": fresh})
         try:
+            said = live.host.attach(messages.opening(first.open))
+            log.info("session attached", extra={"device": peer.name, "session": session.hex(), "fresh": fresh})
             await context.write(pb.SessionResponse(opened=_opened(said, fresh, self._limits)))
             await self._serve(live, request_iterator, context)
             closed = live.over is None
-        except BaseException:
-            closed = False
-            raise
         finally:
             if live.stream is asyncio.current_task():
                 live.stream, live.detached = None, time.monotonic()
@@ -198,9 +200,23 @@ class TensorService(tensors_pb2_grpc.TensorServiceServicer):
         if closed and self._live.get(session) is live:
             await self._forget(session, forget=True)
 
+    @asynccontextmanager
+    async def _alone(self, session: bytes) -> AsyncIterator[None]:
+        """One stream at a time attaches to a session; a slow start of one is not felt by the others."""
+        lock, users = self._opening.get(session) or (asyncio.Lock(), 0)
+        self._opening[session] = (lock, users + 1)
+        try:
+            async with lock:
+                yield
+        finally:
+            lock, users = self._opening[session]
+            if users == 1:
+                del self._opening[session]
+            else:
+                self._opening[session] = (lock, users - 1)
+
     async def _attach(self, peer: Peer, message: pb.OpenSession) -> tuple[_Live, bool]:
         """The session that a client asks for, with this stream as its only connection."""
-        messages.opening(message)
         live = self._live.get(message.session)
         if live is not None and live.peer != peer:
             raise IdentityError(f"session {message.session.hex()} is not of {peer.name}; open one of your own")
@@ -209,20 +225,21 @@ class TensorService(tensors_pb2_grpc.TensorServiceServicer):
             await asyncio.wait({live.stream}, timeout=5.0)
         if live is not None and (message.rollback_to or live.over is not None):
             await self._forget(message.session, forget=False)
-            live = None
-        fresh = False
+        live, fresh = self._live.get(message.session), False  # which may have been closed meanwhile
         if live is None:
             live, fresh = await self._start(peer, message)
-        live.stream = asyncio.current_task()
+        live.stream, live.moved = asyncio.current_task(), time.monotonic()
         return live, fresh
 
     async def _start(self, peer: Peer, message: pb.OpenSession) -> tuple[_Live, bool]:
-        await self._make_room(peer)
+        await self._drop_expired()
+        self._make_room(peer)
         self._starting[peer] += 1
         try:
             started = await asyncio.to_thread(self._executor.open, peer, message)
         finally:
             self._starting[peer] -= 1
+            self._starting += Counter()  # forgets those at zero
         if started is None:
             raise ConfigError(
                 f"session {message.session.hex()} is not known here any more, nor a checkpoint of it; connect anew"
@@ -231,94 +248,123 @@ class TensorService(tensors_pb2_grpc.TensorServiceServicer):
         host.checkpointed(started.executed)
         thread = ThreadPoolExecutor(1, thread_name_prefix="session")
         live = self._live[message.session] = _Live(peer, host, started, thread)
+        live.detached = time.monotonic()
         live.task = asyncio.create_task(self._execute(message.session, live))
+        if self._sweeper is None or self._sweeper.done():
+            self._sweeper = asyncio.create_task(self._sweep())
         return live, started.executed == 0
 
-    async def _make_room(self, peer: Peer) -> None:
-        """Drop sessions that lost their client for longer than `ttl_s`. Raises CapacityError without room."""
-        now = time.monotonic()
-        for session, live in list(self._live.items()):
-            if live.stream is None and now - live.detached > self._ttl_s:
-                log.info("session dropped", extra={"device": live.peer.name, "session": session.hex()})
-                await self._forget(session, forget=False)
+    def _make_room(self, peer: Peer) -> None:
+        """Raises CapacityError without room for another session."""
         own = sum(live.peer == peer for live in self._live.values()) + self._starting[peer]
-        count = len(self._live) + self._starting.total()
-        if own >= self._max_per_peer or count >= self._max_sessions:
+        total = len(self._live) + self._starting.total()
+        if own >= self._max_per_peer or total >= self._max_sessions:
             raise CapacityError(
-                f"{count} sessions are open here, {own} of {peer.name}; at most {self._max_sessions} and "
+                f"{total} sessions are open here, {own} of {peer.name}; at most {self._max_sessions} and "
                 f"{self._max_per_peer}. Close one, try again later, or raise tensors.max_sessions"
             )
 
-    async def _serve(self, live: _Live, requests: AsyncIterator[pb.SessionRequest], context: Any) -> None:
-        """Read and write until the client closes the session. Raises when the stream breaks."""
+    async def _sweep(self) -> None:
+        """Drop sessions that lost their client for longer than `ttl_s`; their checkpoints stay."""
+        while self._live:
+            await asyncio.sleep(min(SWEEP_S, self._ttl_s / 4 + 0.01))
+            await self._drop_expired()
+
+    async def _drop_expired(self) -> None:
+        now = time.monotonic()
+        for session, live in list(self._live.items()):
+            if live.stream is None and now - live.detached > self._ttl_s and self._live.get(session) is live:
+                log.info("session dropped", extra={"device": live.peer.name, "session": session.hex()})
+                await self._forget(session, forget=False)
+
+    async def _serve(self, live: _Live, requests: AsyncIterator[pb.SessionRequest | Chunk], context: Any) -> None:
+        """Read and write until the client closes the session. Raises when the stream breaks or stalls."""
         reader = asyncio.create_task(self._read(live, requests))
         writer = asyncio.create_task(self._write(live, context))
+        watch = asyncio.create_task(self._watch(live))
+        tasks = (writer, reader, watch)
         try:
-            await asyncio.wait({reader, writer}, return_when=asyncio.FIRST_COMPLETED)
-            if writer.done():
-                writer.result()
-            else:
-                reader.result()
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            next(task for task in tasks if task.done()).result()
         finally:
-            reader.cancel()
+            for task in tasks:
+                task.cancel()
             if not writer.done():
                 # gRPC hangs when a call is aborted while a write of it is under way.
-                writer.cancel()
                 await asyncio.wait({writer}, timeout=2.0)
-            for task in (reader, writer):
+            for task in tasks:
                 with suppress(asyncio.CancelledError, Exception):
                     task.exception()
 
-    async def _read(self, live: _Live, requests: AsyncIterator[pb.SessionRequest]) -> None:
+    async def _read(self, live: _Live, requests: AsyncIterator[pb.SessionRequest | Chunk]) -> None:
         """Returns when the client closes the session; raises UnavailableError when it only goes away."""
         host = live.host
-        iterator = aiter(requests)
-        while True:
-            while not host.receiving and (host.full or self._kept() > self._max_kept):
-                if host.waiting == 0:  # it is the others that hold so much: the client tries again after a while
-                    raise UnavailableError(
-                        f"sessions here hold {self._kept()} bytes, at most {self._max_kept} of tensors.max_kept_bytes"
-                    )
-                await live.changed.wait()
-            try:
-                message = await anext(iterator)
-            except StopAsyncIteration:
-                raise UnavailableError("the client went away without closing its session") from None
-            live.heard = time.monotonic()
-            match message.WhichOneof("message"):
-                case "operation":
-                    host.operation(messages.operation(message.operation), message.operation.answered_through)
-                    live.arrived.setdefault(message.operation.seq, time.monotonic())
-                case "chunk":
-                    host.chunk(messages.chunk_of(message.chunk))
-                case "acknowledge":
-                    host.acknowledge(message.acknowledge.answered_through)
-                case "close":
-                    return
-                case _:
-                    raise ProtocolError("a session request of a kind that is unknown here; update the older end")
+        async for message in requests:
+            live.moved = time.monotonic()
+            if isinstance(message, Chunk):
+                host.chunk(message)
+                if host.receiving:
+                    continue
+            elif message.HasField("chunk"):
+                host.chunk(messages.chunk_of(message.chunk))
+            elif message.HasField("operation"):
+                await self._room(live, message.operation)
+                host.operation(messages.operation(message.operation), message.operation.answered_through)
+            elif message.HasField("acknowledge"):
+                host.acknowledge(message.acknowledge.answered_through)
+            elif message.HasField("close"):
+                return
+            else:
+                raise ProtocolError("a session request of a kind that is unknown here; update the older end")
+            if not host.receiving:
+                live.arrived.setdefault(host.held, time.monotonic())
             live.notify()
+            while host.full:
+                await live.changed.wait()
+        raise UnavailableError("the client went away without closing its session")
+
+    async def _room(self, live: _Live, operation: pb.Operation) -> None:
+        """Wait until an operation fits in, before anything is allocated for it. Raises CapacityError."""
+        more = sum(header.coded_bytes for header in operation.tensors)
+        while (kept := self._kept()) and kept + more > self._max_kept:
+            if not live.host.waiting:  # it is others who hold so much
+                raise CapacityError(
+                    f"sessions here hold {kept} bytes and {more} more were to come, at most {self._max_kept}; try again "
+                    "later, or raise tensors.max_kept_bytes"
+                )
+            await live.changed.wait()
 
     async def _write(self, live: _Live, context: Any) -> None:
         while True:
             changed = live.changed
             message = live.host.next()
-            if isinstance(message, Start):
-                await context.write(messages.response(message, live.host.durable))
-            elif message is not None:
-                await context.write(pb.SessionResponse(chunk=messages.chunk(message)))
+            if message is not None:
+                item: Response = Reply(message, live.host.durable) if isinstance(message, Start) else message
+                live.writing = True
+                await context.write(item)
+                live.writing, live.moved = False, time.monotonic()
             elif live.over is not None:
                 return
             else:
                 try:
-                    await asyncio.wait_for(changed.wait(), min(PROGRESS_S, self._stall_s))
+                    await asyncio.wait_for(changed.wait(), PROGRESS_S)
                 except asyncio.TimeoutError:
-                    silent = time.monotonic() - live.heard
-                    # Between frames a client may be silent for as long as it likes.
-                    if live.host.receiving and not live.host.full and silent > self._stall_s:
-                        raise UnavailableError(f"nothing came for {silent:.0f} s in the middle of a frame") from None
                     if live.executing:
                         await context.write(pb.SessionResponse(progress=pb.Progress(seq=live.executing)))
+
+    async def _watch(self, live: _Live) -> None:
+        """Raise UnavailableError when a client is in the middle of a frame, either way, and nothing moves.
+
+        Between frames it may be silent for as long as it likes.
+        """
+        live.writing, live.moved = False, time.monotonic()
+        while True:
+            silent = time.monotonic() - live.moved
+            if silent > self._stall_s:
+                if live.writing or (live.host.receiving and not live.host.full):
+                    raise UnavailableError(f"nothing moved for {silent:.0f} s in the middle of a frame")
+                silent = 0.0
+            await asyncio.sleep(self._stall_s - silent + 0.01)
 
     async def _execute(self, session: bytes, live: _Live) -> None:
         """Execute what comes, also while there is no connection."""
@@ -330,7 +376,9 @@ class TensorService(tensors_pb2_grpc.TensorServiceServicer):
                 continue
             async with self._slots:
                 live.executing = frame.seq
-                answer, saved = await loop.run_in_executor(live.thread, _run, live, frame)
+                queued_s = time.monotonic() - live.arrived.pop(frame.seq, time.monotonic())
+                work = partial(_run, live.started.hosted, frame, live.host.answers, queued_s)
+                answer, saved = await loop.run_in_executor(live.thread, work)
                 live.executing = 0
             if saved:
                 live.host.checkpointed(frame.seq)
@@ -347,7 +395,9 @@ class TensorService(tensors_pb2_grpc.TensorServiceServicer):
         return sum(live.host.kept_bytes for live in self._live.values())
 
     async def _forget(self, session: bytes, *, forget: bool) -> None:
-        live = self._live.pop(session)
+        live = self._live.pop(session, None)
+        if live is None:
+            return
         if live.task is not None:
             live.task.cancel()
             await asyncio.wait({live.task})
@@ -356,22 +406,25 @@ class TensorService(tensors_pb2_grpc.TensorServiceServicer):
 
     async def close(self) -> None:
         """End every session; checkpoints stay."""
+        if self._sweeper is not None:
+            self._sweeper.cancel()
         for session in list(self._live):
             await self._forget(session, forget=False)
 
 
-def _run(live: _Live, frame: Frame) -> tuple[Frame, bool]:
-    """Execute on the session's thread; returns the answer, and whether the state after it is durable."""
-    began = time.monotonic()
-    queued_us = int((began - live.arrived.pop(frame.seq, began)) * 1e6)
-    hosted, saved = live.started.hosted, False
+def _run(hosted: Hosted, frame: Frame, kept: tuple[Frame, ...], queued_s: float) -> tuple[Frame, bool]:
+    """Execute on the session's thread; returns the answer, and whether the state after it is durable.
+
+    `kept` are the answers before it that may have to be sent again.
+    """
+    began, queued_us, saved = time.monotonic(), int(queued_s * 1e6), False
     try:
         done = hosted.execute(frame.body, frame)
         body = pb.Answer(structure=done.structure, feedback=done.feedback, queued_us=queued_us)
         body.compute_us = int((time.monotonic() - began) * 1e6)
         answer = Frame(frame.seq, body, done.tensors, done.parts)
         if isinstance(frame.body, pb.Checkpoint):
-            hosted.save(frame.seq, (*live.host.answers, answer))
+            hosted.save(frame.seq, (*kept, answer))
             saved = True
     except BrokenSessionError as error:
         answer = _failure(frame.seq, error.cause, fatal=True)

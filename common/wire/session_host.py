@@ -8,10 +8,19 @@ from __future__ import annotations
 
 from collections import OrderedDict, deque
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from fogline.common.errors import ProtocolError
 from fogline.common.wire.session_client import Opened, Opening
 from fogline.common.wire.tensors import CHUNK_BYTES, Chunk, Frame, Incoming, Limits, Outgoing, Start
+
+
+@dataclass(frozen=True)
+class Reply:
+    """The header of an answer, to be sent with how far the session is durable."""
+
+    start: Start
+    durable_through: int
 
 
 class HostSession:
@@ -48,6 +57,11 @@ class HostSession:
     def waiting(self) -> int:
         """Operations that came whole and are not executed."""
         return len(self._waiting) + (self._taken is not None)
+
+    @property
+    def held(self) -> int:
+        """Operations up to here came whole."""
+        return self._held
 
     @property
     def receiving(self) -> bool:

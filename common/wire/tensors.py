@@ -9,6 +9,7 @@ last bytes.
 from __future__ import annotations
 
 import math
+import mmap
 import zlib
 from dataclasses import dataclass, field
 from enum import IntEnum
@@ -20,6 +21,7 @@ MAX_DIMS = 8
 MAX_STAGES = 4
 MAX_PARAMS = 64 * 1024  # bytes, of one stage
 MAX_NAME = 256
+MAPPED = 1 << 20  # bytes, from which on a buffer is memory that is there only once it is written
 EXPANSION = 64 * 1024  # bytes that a codec may need beyond twice the raw size: headers and tables of tiny tensors
 
 Buffer = bytes | bytearray | memoryview
@@ -142,7 +144,7 @@ class Chunk:
 
     seq: int
     offset: int  # bytes
-    data: bytes
+    data: bytes | memoryview
     crc32: int | None = None  # of the whole payload, with its last bytes
 
 
@@ -153,7 +155,7 @@ class Start:
     seq: int
     body: object
     tensors: tuple[TensorHeader, ...] = ()
-    data: bytes = b""
+    data: bytes | memoryview = b""
     crc32: int | None = None
 
 
@@ -219,12 +221,12 @@ class Outgoing:
     def _last(self) -> int | None:
         return self._crc if self.offset == self.size and self.size else None
 
-    def _read(self, count: int) -> bytes:
-        """The next bytes, of one tensor's buffer or joined over several."""
-        pieces: list[bytes] = []
+    def _read(self, count: int) -> bytes | memoryview:
+        """The next bytes: a view of one tensor's buffer, or joined over several."""
+        pieces: list[memoryview] = []
         while count and self._part < len(self._parts):
             view = self._parts[self._part]
-            piece = bytes(view[self._within : self._within + count])
+            piece = view[self._within : self._within + count]
             self._within += len(piece)
             count -= len(piece)
             if self._within == view.nbytes:
@@ -256,7 +258,7 @@ class Incoming:
                 f"frame {self.start.seq}: a payload of {self.size} bytes; at most {self.limits.max_frame_bytes}. Send "
                 "smaller batches, or raise tensors.max_frame_bytes"
             )
-        self._buffer = bytearray(self.size)
+        self._buffer = _buffer(self.size)
         self._crc = 0
         if self.size:
             self.take(Chunk(self.start.seq, 0, self.start.data, self.start.crc32))
@@ -290,8 +292,13 @@ class Incoming:
 
     def frame(self) -> Frame:
         """The whole frame; its parts are views of one buffer that nobody else holds."""
-        view, parts, offset = memoryview(self._buffer), [], 0
+        view, parts, offset = self._buffer, [], 0
         for header in self.start.tensors:
             parts.append(view[offset : offset + header.coded_bytes])
             offset += header.coded_bytes
         return Frame(self.start.seq, self.start.body, self.start.tensors, tuple(parts))
+
+
+def _buffer(size: int) -> memoryview:
+    """Writable memory. A large one is there only once it is written: no pause to clear it, nothing for a forged size."""
+    return memoryview(mmap.mmap(-1, size) if size >= MAPPED else bytearray(size))

@@ -15,11 +15,11 @@ from rpc_helpers import EDGE, INSECURE, Loop
 from fogline.common import errors
 from fogline.common.rpc.accounting import LinkMeter
 from fogline.common.rpc.gen import tensors_pb2 as pb
-from fogline.common.rpc.gen import tensors_pb2_grpc
 from fogline.common.rpc.peer import Peer
 from fogline.common.rpc.server import RpcServer, aio_server
 from fogline.common.rpc.tensor_client import Answered, TensorClient
 from fogline.common.rpc.tensor_service import BrokenSessionError, Done, Started, TensorService
+from fogline.common.rpc.tensor_stream import add_service
 from fogline.common.wire.session_client import ClientSession
 from fogline.common.wire.tensors import Dtype, Frame, Limits, Role, TensorHeader
 
@@ -102,7 +102,7 @@ class Serving:
         async def run() -> None:
             limits = Limits(max_frame_bytes=8 << 20, window=4)
             self.service = TensorService(self.host, limits, **self.options)
-            add = tensors_pb2_grpc.add_TensorServiceServicer_to_server
+            add = add_service
             services = [(add, self.service)]
             self.server, self.port = await aio_server(listen, self.tls, LinkMeter("edge-fog"), services)
 
