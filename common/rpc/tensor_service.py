@@ -329,8 +329,8 @@ class TensorService(tensors_pb2_grpc.TensorServiceServicer):
         while (kept := self._kept()) and kept + more > self._max_kept:
             if not live.host.waiting:  # it is others who hold so much
                 raise CapacityError(
-                    f"sessions here hold {kept} bytes and {more} more were to come, at most {self._max_kept}; try again "
-                    "later, or raise tensors.max_kept_bytes"
+                    f"sessions here hold {kept} bytes and {more} more were to come, at most {self._max_kept}; try "
+                    "again later, or raise tensors.max_kept_bytes"
                 )
             await live.changed.wait()
 

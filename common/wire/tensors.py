@@ -300,5 +300,5 @@ class Incoming:
 
 
 def _buffer(size: int) -> memoryview:
-    """Writable memory. A large one is there only once it is written: no pause to clear it, nothing for a forged size."""
+    """Writable memory. A large one is there only once it is written: no pause to clear it, none for a forged size."""
     return memoryview(mmap.mmap(-1, size) if size >= MAPPED else bytearray(size))
