@@ -3,7 +3,7 @@
 Importing this package registers every codec of the product.
 """
 
-from fogline.common.codecs import affine, c3sl, errbound, half, raw, zstd
+from fogline.common.codecs import affine, c3sl, errbound, half, jpeg_input, raw, topk, zstd
 from fogline.common.codecs.base import stages
 from fogline.common.codecs.chain import Chain, CodedStage, Decoder, Encoded, Encoder
 
@@ -17,7 +17,9 @@ __all__ = [
     "c3sl",
     "errbound",
     "half",
+    "jpeg_input",
     "raw",
     "stages",
+    "topk",
     "zstd",
 ]

@@ -6,7 +6,7 @@ deviation sigma = (ε/√3)·|g|·√R. Here |g| is the L2 norm of the gradient 
 and positions, and R the share of inputs that are not zero, padding counted as zeros. The bound is set so that sigma is
 a small share of the optimiser's momentum.
 
-The law is about the layer behind the cut. On the wire the forward pass sees the error too, which the law does not cover.
+The law is about the layer behind the cut. On the wire the forward pass sees the error too, which it does not cover.
 """
 
 from __future__ import annotations

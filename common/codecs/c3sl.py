@@ -130,15 +130,10 @@ class C3sl(Transform):
         return coded, C3slParams(keys.fingerprint), side
 
     def coded(self, spec: Spec, params: C3slParams) -> Spec:
-        """Groups of flattened samples. Raises FormatError for a tensor without a batch, or other keys."""
+        """Groups of flattened samples. Raises FormatError for a tensor without a batch."""
         if not spec.shape or spec.numel // spec.shape[0] > self._longest():
             raise FormatError(f"c3sl: a tensor {spec.shape} has no batch, or samples too long for keys")
         length = spec.numel // spec.shape[0]
-        if self._of_length(length).fingerprint != params.keys:
-            raise FormatError(
-                f"c3sl: the peer's keys for samples of {length} are not those of seed {self._options.seed}, ratio "
-                f"{self._options.ratio} and {self._options.keys}; both ends need the same"
-            )
         return Spec(spec.dtype, (-(-spec.shape[0] // self._options.ratio), length))
 
     def side_bytes(self, spec: Spec, params: C3slParams) -> int:
@@ -146,8 +141,13 @@ class C3sl(Transform):
         return spec.shape[0] * spec.dtype.itemsize if self._options.center and spec.shape else 0
 
     def decode(self, tensor: torch.Tensor, params: C3slParams, side: memoryview, spec: Spec) -> torch.Tensor:
-        """Unbind every sample of every group; those that padded the last one are dropped."""
-        batch, length = spec.shape[0], self._length
+        """Unbind every sample of every group but those that padded the last. Raises FormatError for other keys."""
+        batch, length = spec.shape[0], spec.numel // spec.shape[0]
+        if self._of_length(length).fingerprint != params.keys:
+            raise FormatError(
+                f"c3sl: the peer's keys for samples of {length} are not those of seed {self._options.seed}, ratio "
+                f"{self._options.ratio} and {self._options.keys}; both ends need the same"
+            )
         wide = tensor.to(self._wide(spec.dtype))
         spectra = self._of_length(length).spectra.to(wide.dtype.to_complex()).conj()
         unbound = torch.fft.irfft(torch.fft.rfft(wide).unsqueeze(1) * spectra, n=length)
