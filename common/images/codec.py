@@ -126,7 +126,7 @@ class EncodedImage:
 class ImageEncoder(ABC):
     """Encodes batches of images. May hold state (a device, a camera's base network); one per encoding process."""
 
-    together: int = 32  # images that a batch should have at least, where there are as many
+    together: int = 1  # images that a batch should have at least, where there are as many
 
     @abstractmethod
     def encode(self, images: Sequence[SourceImage]) -> list[EncodedImage]:
