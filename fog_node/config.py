@@ -37,7 +37,7 @@ class EncoderConfig(Config, frozen=True):
     device: Annotated[str, Meta(pattern=r"^(auto|cpu|cuda(:\d{1,2})?)$", description="auto, cpu, cuda or cuda:N")] = (
         "auto"
     )
-    batch: Annotated[int, Meta(ge=1, le=1024, description="Images encoded together at most")] = 32
+    batch: Annotated[int, Meta(ge=1, le=1024, description="Images encoded together at most; nerv: params.group")] = 32
     max_wait_s: Annotated[float, Meta(ge=0, le=3600, description="A batch that is not full starts after this")] = 1.0
     threads: Annotated[int, Meta(ge=0, le=1024, description="CPU threads; 0: the library's choice")] = 0
 

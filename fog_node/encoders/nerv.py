@@ -49,13 +49,15 @@ class NervEncoder(ImageEncoder):
         height, width = images[0].pixels.shape[:2]
         shape = shape_of(self._params, width, height, len(images))
         regions = [object_regions(image.boxes, width, height) for image in images]
-        weights = torch.ones(len(images), height, width)
-        for weight, of_image in zip(weights, regions, strict=True):
-            for x, y, w, h in of_image:
-                weight[y : y + h, x : x + w] = _OBJECT_WEIGHT
 
         def pixels(index: int) -> torch.Tensor:
             return torch.from_numpy(images[index].pixels.astype(np.float32) / 255).permute(2, 0, 1)
+
+        def weights(index: int) -> torch.Tensor:
+            found = torch.ones(height, width)
+            for x, y, w, h in regions[index]:
+                found[y : y + h, x : x + w] = _OBJECT_WEIGHT
+            return found
 
         params = self._params
         plan = Plan(params.steps, price(params.quality), params.bits, params.seed)

@@ -24,6 +24,8 @@ from fogline.common.images.nerv_payload import CONTEXTS, MAX_LATENT, MAX_STEP, S
 
 log = logging.getLogger(__name__)
 
+Pixels = Callable[[int], torch.Tensor]  # of the frame of an index
+
 _RATE, _LATENT_RATE = 4e-3, 5e-2  # learning rates of networks, and of the latents' corrections
 _WARM = 0.03  # part of the steps in which the rates rise
 _FINISH = 0.65  # part of the steps after which everything is rounded
@@ -82,10 +84,11 @@ class _Trainee(nn.Module):
         return latents
 
 
-def fit(
-    shape: Shape, frames: Callable[[int], torch.Tensor], weights: torch.Tensor, plan: Plan, device: torch.device
-) -> Fitted:
-    """Train. `frames` gives a frame's pixels (3, height, width), 0 to 1; `weights` (frames, height, width) theirs."""
+def fit(shape: Shape, pixels: Pixels, weights: Pixels, plan: Plan, device: torch.device) -> Fitted:
+    """Train.
+
+    `pixels` gives a frame's pixels (3, height, width), 0 to 1; `weights` what their errors count (height, width).
+    """
     generator = torch.Generator().manual_seed(plan.seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(plan.seed)
@@ -104,7 +107,7 @@ def fit(
         index = order.pop()
         if numbers is None and step >= _FINISH * plan.steps:
             numbers = _step_numbers(model.flat.parameters(), plan.bits)
-        target = frames(index)[None].to(device)
+        target = pixels(index)[None].to(device)
         smooth = model.latents(_pad(target), [index])
         if numbers is None:
             noise = torch.rand(smooth.shape, generator=generator).to(device) - 0.5
@@ -113,7 +116,7 @@ def fit(
             latents = _through(smooth, smooth.round())
             flat = [_rounded(tensor, number) for tensor, number in zip(model.flat, numbers, strict=True)]
         shown = synthesise(shape, split(shape, flat), latents, [index])
-        weight = weights[index].to(device)
+        weight = weights(index).to(device)
         error = ((shown - target).square().mean(1)[0] * weight).sum() / weight.sum()
         loss = error + plan.price * _bits(latents, model.spread) / (shape.width * shape.height)
         optimiser.zero_grad(set_to_none=True)
@@ -128,16 +131,14 @@ def fit(
             db = -10 * math.log10(max(total / report, 1e-10))
             log.info("training a network", extra={"step": step + 1, "steps": plan.steps, "psnr_db": round(db, 2)})
             total = 0.0
-    return _finish(model, shape, frames, numbers or _step_numbers(model.flat.parameters(), plan.bits), device)
+    return _finish(model, shape, pixels, numbers or _step_numbers(model.flat.parameters(), plan.bits), device)
 
 
-def _finish(
-    model: _Trainee, shape: Shape, frames: Callable[[int], torch.Tensor], numbers: tuple[int, ...], device: torch.device
-) -> Fitted:
+def _finish(model: _Trainee, shape: Shape, pixels: Pixels, numbers: tuple[int, ...], device: torch.device) -> Fitted:
     latents = np.empty((shape.frames, *shape.latent_size), np.int16)
     with torch.no_grad():
         for index in range(shape.frames):
-            found = model.latents(_pad(frames(index)[None].to(device)), [index])
+            found = model.latents(_pad(pixels(index)[None].to(device)), [index])
             latents[index] = found[0].round().to(torch.int16).cpu().numpy()
         tensors = tuple(
             (tensor / float(STEPS[number])).round().clamp(-127, 127).to(torch.int8).cpu().numpy()

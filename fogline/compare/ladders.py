@@ -50,11 +50,11 @@ LADDERS: Mapping[str, Ladder] = {
     # Its objects have no quality of their own: more steps and finer weights raise theirs more than the background's.
     "siren": Ladder(_each("target_db", 22, 25, 28, 31, 34, 38), ({"bits": 6.0}, {"bits": 8.0, "object_steps": 2400})),
     "latent": Ladder(_each("background_quality", 5, 20, 35, 50), _each("object_quality", 25, 40, 60)),
-    # Each setting is a training of minutes to tens of minutes of a core, so there are few, and all frames are one run.
+    # Each setting is a training of one to several minutes of a core, so there are few, and all frames are one run.
     "nerv": Ladder(
         (
-            {"channels": 10, "grid": 6, "latents": 4, "quality": 22, "steps": 6000, "group": 1024},
-            {"channels": 22, "grid": 8, "latents": 8, "quality": 45, "steps": 10_000, "group": 1024},
+            {"channels": 10, "grid": 6, "latents": 4, "quality": 22, "steps": 5000, "group": 1024},
+            {"channels": 16, "grid": 8, "latents": 6, "quality": 30, "steps": 7000, "group": 1024},
         ),
         _each("object_quality", 55),
     ),
