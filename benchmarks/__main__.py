@@ -21,6 +21,7 @@ BENCHMARKS = {
     "image_codecs": "tracking",
     "uplink": "tracking",
     "auto_choice": "tracking",
+    "tensor_transport": ".",
 }
 
 

@@ -1,0 +1,181 @@
+"""How Flower and hivemind move a tensor, by their own code, for `tensor_transport`. Runs in an environment of theirs.
+
+    python -m fogline.benchmarks.tensor_peers (flower|hivemind) (receive|send) --folder DIR [--address A] [--size N]
+
+**Flower**: an array becomes an `ArrayRecord`, an object tree of chunks named by SHA-256, as a client app's reply does.
+The sender announces the tree and pushes the objects with Flower's own `push_objects` over its own gRPC stub, channel
+and server; the receiver keeps them in Flower's `InMemoryObjectStore` and inflates them to an array. Left out in its
+favour: the SuperLink's records of runs, and that the receiving app would pull everything from the SuperLink once more.
+
+**hivemind**: `serialize_torch_tensor`, `split_for_streaming`, `ExpertRequest`s by `P2P.send_protobuf`, and
+`deserialize_tensor_stream`, as `RemoteExpert` and `ConnectionHandler` do. Between the two is one Unix socket in place
+of a socket to the sender's daemon, an encrypted connection to the receiver's daemon and another socket: the daemon
+(p2pd) is in no package; its set-up downloads or builds it. So its figures are a bound that the whole can't reach.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import threading
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fogline.benchmarks.tensor_side import Received, new_loop, receive, send
+
+
+def array(size: int) -> Any:
+    """The payload of `tensor_ways`."""
+    return np.random.default_rng(7).standard_normal(size // 4, np.float32)
+
+
+# -- Flower
+
+
+def flower_receive(folder: Path) -> None:
+    """Flower's gRPC server with its store."""
+    from flwr.proto import fleet_pb2, fleet_pb2_grpc, message_pb2
+    from flwr.supercore.grpc import generic_create_grpc_server
+    from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
+    from flwr.supercore.object_store.in_memory_object_store import InMemoryObjectStore
+
+    received = Received()
+
+    class Servicer(fleet_pb2_grpc.FleetServicer):  # type: ignore[misc]  # untyped
+        def __init__(self) -> None:
+            self._store = InMemoryObjectStore()
+            self._lock = threading.Lock()
+
+        def PushMessages(self, request: Any, context: Any) -> Any:
+            self._store = InMemoryObjectStore()  # one message at a time
+            missing = self._store.preregister(1, request.message_object_trees[0])
+            return fleet_pb2.PushMessagesResponse(objects_to_push=missing, session_id="1")
+
+        def PushObject(self, request: Any, context: Any) -> Any:
+            self._store.put(request.object_id, request.object_content)
+            return message_pb2.PushObjectResponse(stored=True)
+
+        def ConfirmMessageReceived(self, request: Any, context: Any) -> Any:
+            contents = {name: entry.content for name, entry in self._store.store.items()}
+            self._store = InMemoryObjectStore()
+            record: Any = inflate_object_from_contents(request.message_object_id, contents)
+            received(np.ascontiguousarray(next(iter(record.values())).numpy()))
+            return message_pb2.ConfirmMessageReceivedResponse()
+
+    files = [(folder / name).read_bytes() for name in ("ca.pem", "fog-1.pem", "fog-1.key")]
+    server = generic_create_grpc_server(
+        (Servicer(), fleet_pb2_grpc.add_FleetServicer_to_server), "127.0.0.1:0", certificates=tuple(files)
+    )
+    server.start()
+    receive(server.bound_address, received, new_loop())
+
+
+def flower_send(folder: Path, address: str, size: int) -> None:
+    """Flower's client side: deflate, announce, push, confirm."""
+    from flwr.app import ArrayRecord
+    from flwr.proto import fleet_pb2, fleet_pb2_grpc, message_pb2, node_pb2
+    from flwr.supercore.grpc import create_channel
+    from flwr.supercore.inflatable.inflatable_object import (
+        get_all_nested_objects,
+        get_object_tree,
+        no_object_id_recompute,
+    )
+    from flwr.supercore.inflatable.inflatable_protobuf_utils import make_push_object_fn_protobuf
+    from flwr.supercore.inflatable.inflatable_utils import push_objects
+
+    data = array(size)
+    channel = create_channel(address, insecure=False, root_certificates=(folder / "ca.pem").read_bytes())
+    stub = fleet_pb2_grpc.FleetStub(channel)
+    node = node_pb2.Node(node_id=1)
+
+    def once() -> None:
+        record = ArrayRecord([data])
+        with no_object_id_recompute():
+            name = record.object_id
+            announced = stub.PushMessages(
+                fleet_pb2.PushMessagesRequest(node=node, message_object_trees=[get_object_tree(record)])
+            )
+            push = make_push_object_fn_protobuf(stub.PushObject, node, 1, announced.session_id)
+            push_objects(get_all_nested_objects(record), push, object_ids_to_push=set(announced.objects_to_push))
+        stub.ConfirmMessageReceived(
+            message_pb2.ConfirmMessageReceivedRequest(node=node, run_id=1, message_object_id=name)
+        )
+
+    send(once)
+
+
+# -- hivemind
+
+
+def hivemind_receive(folder: Path) -> None:
+    """hivemind's framing on a Unix socket, into a tensor."""
+    from hivemind.compression import deserialize_tensor_stream
+    from hivemind.p2p.p2p_daemon import P2P
+    from hivemind.proto import runtime_pb2
+
+    received, loop, path = Received(), new_loop(), str(folder / "hivemind.socket")
+
+    async def parts(reader: asyncio.StreamReader) -> AsyncIterator[Any]:
+        while True:
+            request, error = await P2P.receive_protobuf(runtime_pb2.ExpertRequest, reader)
+            if error is not None:  # the end of the stream
+                return
+            yield request.tensors
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while True:
+            tensor = (await deserialize_tensor_stream(parts(reader)))[0]
+            received(tensor.numpy())
+            del tensor
+            await P2P.send_protobuf(runtime_pb2.ExpertResponse(), writer)
+
+    asyncio.run_coroutine_threadsafe(asyncio.start_unix_server(serve, path), loop).result()
+    receive(path, received, loop)
+
+
+def hivemind_send(folder: Path, address: str, size: int) -> None:
+    """Serialise, split, frame."""
+    import torch
+    from hivemind.compression import serialize_torch_tensor
+    from hivemind.p2p.p2p_daemon import P2P
+    from hivemind.proto import runtime_pb2
+    from hivemind.utils.streaming import split_for_streaming
+
+    torch.set_num_threads(1)
+    tensor, loop = torch.from_numpy(array(size)), new_loop()
+    reader, writer = asyncio.run_coroutine_threadsafe(asyncio.open_unix_connection(address), loop).result()
+
+    async def push() -> None:
+        for part in split_for_streaming(serialize_torch_tensor(tensor)):
+            await P2P.send_protobuf(runtime_pb2.ExpertRequest(tensors=[part]), writer)
+        await P2P.send_protobuf(P2P.END_OF_STREAM, writer)
+        await P2P.receive_protobuf(runtime_pb2.ExpertResponse, reader)
+
+    send(lambda: asyncio.run_coroutine_threadsafe(push(), loop).result())
+
+
+def main() -> None:
+    """Be one side."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("peer", choices=["flower", "hivemind"])
+    parser.add_argument("side", choices=["receive", "send"])
+    parser.add_argument("--folder", type=Path, required=True, help="certificates")
+    parser.add_argument("--address", default="")
+    parser.add_argument("--size", type=int, default=64 << 20, help="bytes")
+    options = parser.parse_args()
+    match options.peer, options.side:
+        case "flower", "receive":
+            flower_receive(options.folder)
+        case "flower", _:
+            flower_send(options.folder, options.address, options.size)
+        case _, "receive":
+            hivemind_receive(options.folder)
+        case _:
+            hivemind_send(options.folder, options.address, options.size)
+
+
+if __name__ == "__main__":
+    main()
