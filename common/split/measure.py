@@ -86,8 +86,9 @@ def measure(
 ) -> Profile:
     """The profile of `model` on this host, in the mode that it is in.
 
-    `codecs`: chains; None for those that suit inference. `cut_names`: the cuts to measure; None for those that can pay, with fewer elements than the input and than every
-    cut before. Raises ConfigError for an unknown cut or codec and InputError where the model fails on the inputs.
+    `codecs`: chains; None for those that suit inference. `cut_names`: the cuts to measure; None for those that can
+    pay, with fewer elements than the input and than every cut before. Raises ConfigError for an
+    unknown cut or codec and InputError where the model fails on the inputs.
     """
     effort = effort or Effort()
     if not batches or any(size < 1 for size in batches):

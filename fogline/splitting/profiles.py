@@ -23,6 +23,7 @@ def add_measuring(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--codecs", metavar="A,B", help="tensor codecs (default: those that suit inference)")
     parser.add_argument("--cuts", metavar="A,B", help="cuts (default: the natural bottlenecks that can pay)")
     parser.add_argument("--threads", type=int, default=1, metavar="N", help="that compute (default: 1)")
+    parser.add_argument("--samples", type=int, default=16, metavar="N", help="for sizes and accuracy (default: 16)")
     parser.add_argument("--rounds", type=int, default=5, metavar="N", help="of measuring (default: 5)")
 
 
@@ -51,8 +52,9 @@ def build(arguments: argparse.Namespace) -> nn.Module:
 
     from fogline.splitting import inputs
 
-    if arguments.threads < 1 or arguments.rounds < 1:
-        raise ConfigError(f"--threads {arguments.threads}, --rounds {arguments.rounds}: give 1 or more")
+    for name in ("threads", "rounds", "samples"):
+        if getattr(arguments, name) < 1:
+            raise ConfigError(f"--{name} {getattr(arguments, name)}: give 1 or more")
     torch.set_num_threads(arguments.threads)
     return inputs.model(arguments.model)
 
@@ -72,7 +74,7 @@ def measured(
         batches=batches,
         codecs=None if arguments.codecs is None else tuple(arguments.codecs.split(",")),
         cut_names=None if arguments.cuts is None else tuple(arguments.cuts.split(",")),
-        effort=Effort(rounds=arguments.rounds),
+        effort=Effort(rounds=arguments.rounds, samples=arguments.samples),
         tell=tell,
     )
 

@@ -1,0 +1,244 @@
+"""The device's end of `split_link`: heads, codecs, a planner and the real client, request after request.
+
+Reads one JSON object a line: what to run and for how long. Answers each with one line of results.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import threading
+import time
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as WaitedTooLong
+from pathlib import Path
+from typing import Any
+
+import grpc
+import torch
+
+from fogline.common.codecs import Chain
+from fogline.common.config import TlsConfig
+from fogline.common.rpc.accounting import LinkMeter
+from fogline.common.rpc.channel import connect
+from fogline.common.rpc.gen import tensors_pb2 as pb
+from fogline.common.rpc.gen import tensors_pb2_grpc
+from fogline.common.rpc.tensor_client import Answered, TensorClient
+from fogline.common.split.cuts import cuts
+from fogline.common.split.link import LinkEstimator
+from fogline.common.split.options import Option, enumerate_options
+from fogline.common.split.planner import Planner, Ticket
+from fogline.common.split.policies.base import make
+from fogline.common.split.profile import INPUT, load
+from fogline.common.split.segments import split
+from fogline.common.wire.session_client import ClientSession
+from fogline.common.wire.tensors import Dtype, Role, Stage, TensorHeader
+from fogline.splitting.inputs import folder as read_images
+from fogline.splitting.inputs import model as build_model
+
+TINY_PROBES = 5
+
+
+class _EnoughError(BaseException):
+    """The host's answer came while the device computed the same."""
+
+
+class Device:
+    """Everything that one policy after another uses."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.images = read_images(Path(options.images), 224)
+        model = build_model(options.model)
+        cuts(model, self.images[:1])
+        self.model, self.names = model, json.loads(options.cuts)
+        self.heads: dict[str, torch.nn.Module | None] = {INPUT: None}
+        self.rests: dict[str, torch.nn.Module] = {INPUT: model}
+        for name in self.names:
+            if name != INPUT:
+                head, rest = split(model, at=name)
+                assert head is not None
+                assert rest is not None
+                self.heads[name], self.rests[name] = head, rest
+        tls_folder = Path(options.tls)
+        tls = TlsConfig(ca=tls_folder / "ca.pem", cert=tls_folder / "edge.pem", key=tls_folder / "edge.key")
+        self.client = TensorClient(
+            options.connect,
+            tls,
+            ClientSession(durable_answers=True),
+            session_id=os.urandom(16),
+            mode=pb.SESSION_MODE_INFERENCE,
+            setup=b"{}",
+            meter=LinkMeter("edge-fog"),
+        )
+        self.client.wait_open(60)
+        self.channel = connect(options.connect, tls, meter=LinkMeter("edge-fog"), deadline_s=120)
+        self.stub = tensors_pb2_grpc.TensorServiceStub(self.channel)
+        self.waits_for: Future[Answered] | None = None
+        torch.nn.modules.module.register_module_forward_pre_hook(self._look)
+
+    def _look(self, module: torch.nn.Module, inputs: object) -> None:
+        if self.waits_for is not None and self.waits_for.done():
+            raise _EnoughError
+
+    def probe(self, size: int) -> float:
+        """Send padding; returns the seconds until its answer."""
+        before = time.monotonic()
+        self.stub.Probe(pb.ProbeRequest(padding=bytes(size)))
+        return time.monotonic() - before
+
+
+class Session:
+    """One policy over one stretch of the link."""
+
+    def __init__(self, device: Device, options: list[Option], task: dict[str, Any]) -> None:
+        self.device, self.lock = device, threading.Lock()
+        link = LinkEstimator()
+        for _ in range(TINY_PROBES):
+            link.round_trip(device.probe(1))
+        self.planner = Planner(make(task["policy"], options, task.get("params") or {}), link)
+        self.seconds, self.stop = float(task["seconds"]), threading.Event()
+        self.requests: list[tuple[float, float, str, bool]] = []
+        self.decisions: list[float] = []
+        self.probed = 0
+        self.open: list[Future[Answered]] = []
+
+    def run(self) -> dict[str, Any]:
+        """Requests until the time is over."""
+        prober = threading.Thread(target=self._probing, daemon=True)
+        if self.planner.policy.adaptive:
+            self._probe(4096)
+        prober.start()
+        start, index = time.monotonic(), 0
+        while time.monotonic() - start < self.seconds:
+            began = time.monotonic()
+            name, fell_back = self._request(self.device.images[index % len(self.device.images)][None])
+            self.requests.append((began - start, time.monotonic() - began, name, fell_back))
+            index += 1
+        self.stop.set()
+        with self.lock:
+            rtt = self.planner.link.estimate(time.monotonic()).rtt_s
+            factors = self.planner.live.load.factors
+        for future in self.open:  # what was abandoned must not burden the next policy
+            future.exception(120)
+        prober.join(120)
+        return {
+            "requests": self.requests,
+            "decision_s": self.decisions,
+            "probe_bytes": self.probed,
+            "rtt_s": rtt,
+            "factors": factors,
+        }
+
+    def _request(self, image: torch.Tensor) -> tuple[str, bool]:
+        with self.lock:
+            before = time.perf_counter()
+            choice = self.planner.decide(time.monotonic())
+            self.decisions.append(time.perf_counter() - before)
+        option, began = choice.option, time.monotonic()
+        if not option.cuts:
+            with torch.no_grad():
+                self.device.model(image)
+            self._computed(time.monotonic() - began, option)
+            return option.name, False
+        cut, codec = option.cuts[0], option.codecs[0]
+        head = self.device.heads[cut]
+        with torch.no_grad():
+            crossing = image if head is None else head(image)
+        coded = Chain.parse(codec).encoder().encode(crossing, training=False)
+        self._computed(time.monotonic() - began, option)
+        payload = memoryview(coded.payload).cast("B")
+        header = TensorHeader(
+            Role.ACTIVATION,
+            Dtype.FLOAT32,
+            tuple(coded.shape),
+            len(payload),
+            tuple(Stage(s.number, s.version, s.params) for s in coded.stages),
+            codec,
+        )
+        with self.lock:
+            ticket = self.planner.sending(time.monotonic(), choice)
+        future = self.device.client.submit(pb.Forward(cut=self.device.names.index(cut)), (header,), (payload,))
+        self.open = [one for one in self.open if not one.done()] + [future]
+        future.add_done_callback(lambda done: self._answered(done, ticket, option))
+        try:
+            future.result(max(0.0, ticket.overdue_at - time.monotonic()) if ticket.overdue_at < 1e12 else None)
+        except WaitedTooLong:
+            return option.name, self._rest(cut, crossing, future)
+        return option.name, False
+
+    def _rest(self, cut: str, crossing: torch.Tensor, future: Future[Answered]) -> bool:
+        """Compute the rest here until that or the host's answer is there; True when the device was first."""
+        self.device.waits_for = future
+        try:
+            with torch.no_grad():
+                self.device.rests[cut](crossing)
+        except _EnoughError:
+            return False
+        finally:
+            self.device.waits_for = None
+        return True
+
+    def _computed(self, seconds: float, option: Option) -> None:
+        with self.lock:
+            self.planner.live.computed(0, seconds, option.hosts_s[0])
+
+    def _answered(self, future: Future[Answered], ticket: Ticket, option: Option) -> None:
+        if future.exception() is not None:
+            return
+        body, now = future.result().body, time.monotonic()
+        compute, queued = body.compute_us / 1e6, body.queued_us / 1e6
+        with self.lock:
+            self.planner.answered(now, ticket, compute + queued)
+            self.planner.live.computed(1, compute, option.hosts_s[1])
+            self.planner.live.waited(1, queued)
+
+    def _probing(self) -> None:
+        while not self.stop.wait(0.03):
+            with self.lock:
+                size = self.planner.probe_due(time.monotonic())
+            if size is not None:
+                self._probe(size)
+
+    def _probe(self, size: int) -> None:
+        with self.lock:
+            ticket = self.planner.probing(time.monotonic(), size)
+        self.probed += size
+        try:
+            self.device.probe(size)
+        except grpc.RpcError:
+            with self.lock:
+                self.planner.link.lost(time.monotonic())
+            return
+        with self.lock:
+            self.planner.probed(time.monotonic(), ticket)
+
+
+def main() -> None:
+    """Parse the command line, then serve tasks from standard input."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    for name in ("--connect", "--tls", "--model", "--cuts", "--images", "--host-profile"):
+        parser.add_argument(name, required=True)
+    parser.add_argument("--device-profile", required=True)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    device = Device(options)
+    choices = enumerate_options([load(Path(options.device_profile)), load(Path(options.host_profile))], 1)
+    _say({"ready": True, "rtt_s": sorted(device.probe(1) for _ in range(21))[10]})
+    for line in sys.stdin:
+        task = json.loads(line)
+        session = Session(device, choices, task)
+        _say({"begin": True})
+        _say(session.run())
+    device.client.close()
+    device.channel.close()
+
+
+def _say(what: dict[str, Any]) -> None:
+    sys.stdout.write(json.dumps(what) + "\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()
