@@ -23,7 +23,7 @@ from fogline.common.split.segments import split
 
 CODECS = ("raw", "fp16", "int8", "int8+zstd", "jpeg-input")
 SIZED = 8  # batches whose coded sizes are averaged
-INPUT_ONLY = frozenset({"jpeg-input"})  # codecs of pictures, which no activation is
+PICTURES = "jpeg-input"  # a codec of pictures, which no activation is
 
 Inputs = Tensor | Mapping[str, Tensor]
 
@@ -229,7 +229,7 @@ def _times(
         jobs["head", part] = lambda sides=sides: sides.before(inputs)  # type: ignore[misc]
         jobs["tail", part] = lambda sides=sides, crossing=crossing: sides.after(crossing, inputs)  # type: ignore[misc]
         for codec, chain in chains.items():
-            if codec in INPUT_ONLY and part != INPUT:
+            if codec.startswith(PICTURES) and part != INPUT:
                 continue
             try:
                 done = _encode(chain, crossing)
