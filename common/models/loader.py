@@ -1,0 +1,88 @@
+"""A user's own model by name: `package.module:function`, called with JSON arguments.
+
+Names come from peers and so does what goes into them: only a name that the operator listed is ever imported, and it is
+compared as a whole string, before anything else is looked at.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import re
+from collections.abc import Collection
+
+from torch import nn
+
+from fogline.common.errors import ConfigError, FormatError, IdentityError, InputError
+
+_NAME = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
+_MAX_NAME = 200
+MAX_ARGUMENTS = 64 << 10  # bytes of JSON
+_MAX_DEPTH = 16
+
+
+def load_model(name: str, arguments: str, allowed: Collection[str]) -> nn.Module:
+    """Build the model that `name` names with the keyword arguments in `arguments`, a JSON object ("" for none).
+
+    Raises IdentityError when `name` is not in `allowed`, FormatError when the arguments are no JSON object, ConfigError
+    when the package or function isn't there or returns no nn.Module, and InputError when it refuses the arguments
+    or raises.
+    """
+    if name not in allowed:
+        raise IdentityError(
+            f"model {name[:_MAX_NAME]!r} is not allowed on this host; its operator can add it to the list of models"
+        )
+    if not _NAME.fullmatch(name):
+        raise ConfigError(f"model {name[:_MAX_NAME]!r}: not of the form package.module:function; correct the list")
+    given = parse_arguments(arguments)
+    module_name, _, function_name = name.partition(":")
+    try:
+        build = getattr(importlib.import_module(module_name), function_name)
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f"model {name!r}: no module {error.name!r} here; install the model's package on this host"
+        ) from error
+    except AttributeError as error:
+        raise ConfigError(
+            f"model {name!r}: {module_name} has no {function_name!r}; install the version of the package that has it"
+        ) from error
+    except Exception as error:  # the package's own code, which may raise anything
+        raise ConfigError(f"model {name!r}: importing {module_name} fails ({_told(error)}); fix the package") from error
+    if not callable(build):
+        raise ConfigError(f"model {name!r}: is a {type(build).__name__}, not a function; correct the name")
+    try:
+        model = build(**given)
+    except Exception as error:  # the function's own code, which may raise anything
+        raise InputError(f"model {name!r} with arguments {arguments[:200] or '{}'}: {_told(error)}") from error
+    if not isinstance(model, nn.Module):
+        raise ConfigError(
+            f"model {name!r}: returned a {type(model).__name__}, not a torch.nn.Module; name a function that builds one"
+        )
+    return model
+
+
+def parse_arguments(arguments: str) -> dict[str, object]:
+    """A JSON object as keyword arguments. Raises FormatError for anything else, too long or too deep."""
+    if len(arguments) > MAX_ARGUMENTS:
+        raise FormatError(f"model arguments: {len(arguments)} characters, {MAX_ARGUMENTS} at most; shorten them")
+    try:
+        given = json.loads(arguments or "{}")
+    except (ValueError, RecursionError) as error:
+        raise FormatError(f"model arguments {arguments[:200]!r}: not JSON ({error}); send a JSON object") from error
+    if not isinstance(given, dict):
+        raise FormatError(f"model arguments {arguments[:200]!r}: not a JSON object; send names with values")
+    if _depth(given) > _MAX_DEPTH:
+        raise FormatError(f"model arguments: nested deeper than {_MAX_DEPTH}; flatten them")
+    return given
+
+
+def _depth(value: object) -> int:
+    level, depth = [value], 0
+    while level := [item for item in level if isinstance(item, (dict, list))]:
+        depth += 1
+        level = [inner for item in level for inner in (item.values() if isinstance(item, dict) else item)]
+    return depth
+
+
+def _told(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error)[:300]}"
