@@ -71,7 +71,7 @@ class Usage:
 
 
 class Analysis:
-    """Everything that one example shows about a model. Immutable; not copied with a model nor saved with it."""
+    """Everything that one example shows about a model. Immutable, so copies share it."""
 
     def __init__(self, model: nn.Module, example: Example) -> None:
         """Run the model's forward up to five times. Raises InputError when it fails on the example."""
@@ -95,9 +95,6 @@ class Analysis:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Analysis:
         return self
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return (type(None), ())
 
     def _input_sizes(self, view: View) -> Shape:
         """Inputs vary in the dims that the variants changed."""
@@ -214,18 +211,14 @@ class Analysis:
                 f"{', '.join(map(repr, near))}. cuts(model, example) lists all that can be cut"
             )
         place = self.place(name, calls[name])
-        if isinstance(place, str):
-            others = self.places(max_tensors)
-            way_out = (
-                f"valid cuts: {_few([p.name for p, _ in others])}"
-                if others
-                else f"{self.example_name} has no valid cut"
-            )
-            raise InputError(f"cut {name!r}: {place}{_hint(place)}. {way_out}")
-        if len(place.tensors) > max_tensors:
+        if isinstance(place, str) or len(place.tensors) > max_tensors:
+            others = [other.name for other, _ in self.places(max_tensors)]
+            way_out = f"valid cuts: {_few(others)}" if others else f"{self.example_name} has no valid cut"
+            if isinstance(place, str):
+                raise InputError(f"cut {name!r}: {place}{_hint(place)}. {way_out}")
             raise InputError(
                 f"cut {name!r}: {len(place.tensors)} tensors cross it ({', '.join(t.name for t in place.tensors)}); "
-                f"pass max_tensors={len(place.tensors)} or use another cut"
+                f"pass max_tensors={len(place.tensors)} if they may. {way_out} for max_tensors={max_tensors}"
             )
         return place
 
@@ -255,7 +248,11 @@ def _untrainable(place: Place, why: str) -> Place:
 
 
 def _hint(why: str) -> str:
-    return ". Pass use_cache=False with the example" if "past_key_values" in why or "can't be sent" in why else ""
+    return (
+        ". Pass use_cache=False with the example"
+        if "cache" in why or "past_key_values" in why or "can't be sent" in why
+        else ""
+    )
 
 
 def _call(model: nn.Module, example: Example) -> tuple[tuple[Any, ...], dict[str, Any]]:

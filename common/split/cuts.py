@@ -14,6 +14,19 @@ from fogline.common.split.trace import Example
 _KEPT = "_fogline_analysis"
 
 
+class _Kept:
+    """An analysis on a model's instance: left behind when the model is pickled."""
+
+    def __init__(self, architecture: str, analysis: Analysis) -> None:
+        self.architecture, self.analysis = architecture, analysis
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Kept:
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (type(None), ())
+
+
 @dataclass(frozen=True)
 class Cut:
     """One cut of a model, as on the example.
@@ -86,23 +99,18 @@ def table(analysis: Analysis, max_tensors: int) -> CutTable:
     return CutTable(_cut(analysis, place, aliases) for place, aliases in analysis.places(max_tensors))
 
 
-def analyse(model: nn.Module, example: Any | None) -> Analysis:
-    """Trace `model` on `example`, or (None) take what an earlier call left. Raises InputError when there is neither."""
-    shape = architecture_hash(model)
-    if example is not None:
-        made = Analysis(model, Example.of(example))
-        # Kept on the model, so that `split` needs no example again. It goes neither into copies nor into files.
-        model.__dict__[_KEPT] = (shape, made)
-        return made
-    known = kept(model)
-    assert known is not None
-    return known
+def analyse(model: nn.Module, example: Any) -> Analysis:
+    """Trace `model` on `example`, and keep what it shows on the model. Raises InputError when the forward fails."""
+    made = Analysis(model, Example.of(example))
+    # So that `split` needs no example again.
+    model.__dict__[_KEPT] = _Kept(architecture_hash(model), made)
+    return made
 
 
 def kept(model: nn.Module) -> Analysis | None:
     """The analysis that an earlier `cuts` or `split` left on the model, if its architecture is still the same."""
-    shape, found = model.__dict__.get(_KEPT) or ("", None)
-    return found if isinstance(found, Analysis) and shape == architecture_hash(model) else None
+    found = model.__dict__.get(_KEPT)
+    return found.analysis if isinstance(found, _Kept) and found.architecture == architecture_hash(model) else None
 
 
 def architecture_hash(model: nn.Module) -> str:
