@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import inspect
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -89,6 +90,7 @@ class Analysis:
         self.usage = [_usage(live) for live in (self.evaluation, self.training) if live]
         self.output = self.specs_of(("", 1), None)
         self.call = _call(model, example)
+        self.signature = inspect.signature(model.forward)
         self.inputs = tuple(
             _spec(name, view, self._input_sizes(view)) for name, view in self.evaluation.trace.inputs.items()
         )

@@ -117,6 +117,7 @@ class Plan:
             )
         self.trace = analysis.evaluation.trace
         self.input_names = list(self.trace.inputs)
+        self.signature = analysis.signature
         self.specs = {spec.name: spec for spec in analysis.inputs}
 
     @property
@@ -293,7 +294,7 @@ class Segment(nn.Module):
         self, plan: Plan, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[_Running, dict[str, Tensor]]:
         """Hold a first segment's arguments against the example."""
-        named = arguments(self._model[0], args, kwargs)
+        named = arguments(self._model[0], args, kwargs, plan.signature)
         inputs = {f.path: f.tensor for f in tensors(named)}
         if inputs.keys() != plan.specs.keys():
             odd = sorted(inputs.keys() ^ plan.specs.keys())

@@ -117,10 +117,18 @@ class Example:
         return cls(tuple(example) if isinstance(example, (tuple, list)) else (example,), {})
 
 
-def arguments(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments by the names of `model.forward`. Raises InputError when they don't fit."""
+def arguments(
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    signature: inspect.Signature | None = None,
+) -> dict[str, Any]:
+    """The arguments by the names of `model.forward`, whose `signature` a caller may know.
+
+    Raises InputError when they don't fit.
+    """
     try:
-        bound = inspect.signature(model.forward).bind(*args, **kwargs)
+        bound = (signature or inspect.signature(model.forward)).bind(*args, **kwargs)
     except TypeError as error:
         raise InputError(f"{type(model).__name__}.forward: {error}; pass what the model itself takes") from error
     named = dict(bound.arguments)
