@@ -22,6 +22,7 @@ BENCHMARKS = {
     "uplink": "tracking",
     "auto_choice": "tracking",
     "tensor_transport": ".",
+    "split_exactness": ".",
 }
 
 
