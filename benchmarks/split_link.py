@@ -319,6 +319,8 @@ def measure(
             )  # fmt: skip
         row["policies"] = {name: row["policies"][name] for name in names_of_policies}
         found.append(row)
+        if options.json:
+            options.json.write_text(json.dumps({"unfinished": found}) + "\n")
     return {
         "schema": SCHEMA, "benchmark": "split_link", "hardware": describe(), "model": options.model,
         "policies": names_of_policies, "rtt_s": rtt_s, "seconds": options.seconds, "codecs": options.codecs,

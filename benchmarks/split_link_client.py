@@ -30,7 +30,7 @@ from fogline.common.split.cuts import cuts
 from fogline.common.split.link import LinkEstimator
 from fogline.common.split.options import Option, enumerate_options
 from fogline.common.split.planner import Planner, Ticket
-from fogline.common.split.policies.base import make
+from fogline.common.split.policies.base import Choice, make
 from fogline.common.split.profile import INPUT, load
 from fogline.common.split.segments import split
 from fogline.common.wire.session_client import ClientSession
@@ -99,7 +99,7 @@ class Session:
             link.round_trip(device.probe(1))
         self.planner = Planner(make(task["policy"], options, task.get("params") or {}), link)
         self.seconds, self.stop = float(task["seconds"]), threading.Event()
-        self.requests: list[tuple[float, float, str, bool]] = []
+        self.requests: list[tuple[float, float, str, bool, float | None]] = []
         self.decisions: list[float] = []
         self.probed = 0
         self.open: list[Future[Answered]] = []
@@ -113,8 +113,9 @@ class Session:
         start, index = time.monotonic(), 0
         while time.monotonic() - start < self.seconds:
             began = time.monotonic()
-            name, fell_back = self._request(self.device.images[index % len(self.device.images)][None])
-            self.requests.append((began - start, time.monotonic() - began, name, fell_back))
+            choice, fell_back = self._request(self.device.images[index % len(self.device.images)][None])
+            took = time.monotonic() - began
+            self.requests.append((began - start, took, choice.option.name, fell_back, choice.expected_s))
             index += 1
         self.stop.set()
         with self.lock:
@@ -131,7 +132,7 @@ class Session:
             "factors": factors,
         }
 
-    def _request(self, image: torch.Tensor) -> tuple[str, bool]:
+    def _request(self, image: torch.Tensor) -> tuple[Choice, bool]:
         with self.lock:
             before = time.perf_counter()
             choice = self.planner.decide(time.monotonic())
@@ -141,7 +142,7 @@ class Session:
             with torch.no_grad():
                 self.device.model(image)
             self._computed(time.monotonic() - began, option)
-            return option.name, False
+            return choice, False
         cut, codec = option.cuts[0], option.codecs[0]
         head = self.device.heads[cut]
         with torch.no_grad():
@@ -165,8 +166,8 @@ class Session:
         try:
             future.result(max(0.0, ticket.overdue_at - time.monotonic()) if ticket.overdue_at < 1e12 else None)
         except WaitedTooLong:
-            return option.name, self._rest(cut, crossing, future)
-        return option.name, False
+            return choice, self._rest(cut, crossing, future)
+        return choice, False
 
     def _rest(self, cut: str, crossing: torch.Tensor, future: Future[Answered]) -> bool:
         """Compute the rest here until that or the host's answer is there; True when the device was first."""

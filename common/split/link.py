@@ -144,7 +144,8 @@ class LinkEstimator:
             found.begun = min(found.begun, self._outstanding[0].begun)
             self._outstanding.popleft()
         arrival = max(now - held_s - self._trip, found.begun)
-        taken = arrival - max(found.begun, self._arrived)
+        # The round trip is an estimate, so what was sent later may seem to have arrived first.
+        taken = max(0.0, arrival - max(found.begun, self._arrived))
         found.through = through
         if through == found.count:
             self._outstanding.popleft()

@@ -301,7 +301,7 @@ def _drops(
         tell(f"accuracy at {part}")
         crossing = [sides.before(one) for one in samples]
         for codec, chain in lossy.items():
-            if codec in INPUT_ONLY and part != INPUT:
+            if codec.startswith(PICTURES) and part != INPUT:
                 continue
             kept = 0.0
             try:

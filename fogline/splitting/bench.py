@@ -108,7 +108,7 @@ def _figures(outcomes: Sequence[Outcome], policy: str) -> dict[str, float | None
     regrets = [one.regret(policy) for one in outcomes]
     over = [one.over_fixed(policy) for one in outcomes]
     shares = [
-        statistics.fmean(one.runs[policy].decision_s) / one.runs[policy].mean_s
+        statistics.median(one.runs[policy].decision_s) / one.runs[policy].mean_s
         for one in outcomes
         if one.runs[policy].decision_s
     ]
@@ -133,7 +133,7 @@ def document(
     accuracy_budget: float,
     outcomes: Sequence[Outcome],
 ) -> dict[str, Any]:
-    """Schema 1. `_s` are seconds; regrets and gains are shares; `decision_share` is time to decide ÷ mean latency."""
+    """Schema 1. `_s` are seconds; regrets and gains are shares; `decision_share` is the median time to decide ÷ mean latency."""
     names = ["oracle", "best fixed", *policies]
     return {
         "schema": SCHEMA,

@@ -202,6 +202,15 @@ def test_misuse_is_our_own_mistake() -> None:
         LinkEstimator().begin(0.0, 0)
 
 
+def test_an_arrival_that_seems_to_be_before_the_one_before_is_no_time_at_all() -> None:
+    link = connected()
+    first, second = link.begin(0.0, 50_000), link.begin(0.0, 1000)
+    link.acknowledge(0.10, first)
+    link.round_trip(0.5)  # the host was busy: the round trip is taken for longer than it is
+    link.acknowledge(0.101, second)
+    assert link.estimate(0.2).usable
+
+
 @given(
     st.lists(
         st.tuples(
