@@ -27,6 +27,7 @@ from fogline.common.rpc.gen import tensors_pb2 as pb
 from fogline.common.rpc.gen import tensors_pb2_grpc
 from fogline.common.rpc.peer import Peer, require
 from fogline.common.rpc.tensor_stream import Response
+from fogline.common.wire.memory import PayloadMemory
 from fogline.common.wire.session_client import Opened
 from fogline.common.wire.session_host import HostSession, Reply
 from fogline.common.wire.tensors import Buffer, Chunk, Frame, Limits, Start, TensorHeader
@@ -143,6 +144,7 @@ class TensorService(tensors_pb2_grpc.TensorServiceServicer):
         self._max_sessions, self._max_per_peer, self._max_kept = max_sessions, max_sessions_per_peer, max_kept_bytes
         self._ttl_s, self._stall_s = ttl_s, stall_s
         self._observe = observe
+        self._memory = PayloadMemory()  # of all sessions
         self._live: dict[bytes, _Live] = {}
         self._opening: dict[bytes, tuple[asyncio.Lock, int]] = {}  # by session: with how many that hold or await it
         self._starting: Counter[Peer] = Counter()  # sessions that the executor is making
@@ -244,7 +246,7 @@ class TensorService(tensors_pb2_grpc.TensorServiceServicer):
             raise ConfigError(
                 f"session {message.session.hex()} is not known here any more, nor a checkpoint of it; connect anew"
             )
-        host = HostSession(self._limits, executed=started.executed, answers=started.answers)
+        host = HostSession(self._limits, executed=started.executed, answers=started.answers, memory=self._memory)
         host.checkpointed(started.executed)
         thread = ThreadPoolExecutor(1, thread_name_prefix="session")
         live = self._live[message.session] = _Live(peer, host, started, thread)
@@ -269,6 +271,8 @@ class TensorService(tensors_pb2_grpc.TensorServiceServicer):
         while self._live:
             await asyncio.sleep(min(SWEEP_S, self._ttl_s / 4 + 0.01))
             await self._drop_expired()
+            if time.monotonic() - max((live.moved for live in self._live.values()), default=0.0) > SWEEP_S:
+                self._memory.clear()
 
     async def _drop_expired(self) -> None:
         now = time.monotonic()
@@ -368,28 +372,31 @@ class TensorService(tensors_pb2_grpc.TensorServiceServicer):
 
     async def _execute(self, session: bytes, live: _Live) -> None:
         """Execute what comes, also while there is no connection."""
-        loop = asyncio.get_running_loop()
         while live.over is None:
             frame = live.host.take()
             if frame is None:
                 await live.changed.wait()
-                continue
-            async with self._slots:
-                live.executing = frame.seq
-                queued_s = time.monotonic() - live.arrived.pop(frame.seq, time.monotonic())
-                work = partial(_run, live.started.hosted, frame, live.host.answers, queued_s)
-                answer, saved = await loop.run_in_executor(live.thread, work)
-                live.executing = 0
-            if saved:
-                live.host.checkpointed(frame.seq)
-            live.host.done(answer)
-            body: Any = answer.body
-            if body.HasField("failure") and body.failure.fatal:
-                live.over = ProtocolError(body.failure.detail)
-                log.warning("session broke", extra={"session": session.hex(), "error_text": body.failure.detail})
-            if self._observe is not None:
-                self._observe(frame, answer)
-            live.notify()
+            else:
+                await self._execute_one(session, live, frame)
+            del frame  # its memory may be used again
+
+    async def _execute_one(self, session: bytes, live: _Live, frame: Frame) -> None:
+        async with self._slots:
+            live.executing = frame.seq
+            queued_s = time.monotonic() - live.arrived.pop(frame.seq, time.monotonic())
+            work = partial(_run, live.started.hosted, frame, live.host.answers, queued_s)
+            answer, saved = await asyncio.get_running_loop().run_in_executor(live.thread, work)
+            live.executing = 0
+        if saved:
+            live.host.checkpointed(frame.seq)
+        live.host.done(answer)
+        body: Any = answer.body
+        if body.HasField("failure") and body.failure.fatal:
+            live.over = ProtocolError(body.failure.detail)
+            log.warning("session broke", extra={"session": session.hex(), "error_text": body.failure.detail})
+        if self._observe is not None:
+            self._observe(frame, answer)
+        live.notify()
 
     def _kept(self) -> int:
         return sum(live.host.kept_bytes for live in self._live.values())

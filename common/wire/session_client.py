@@ -12,6 +12,7 @@ from collections import OrderedDict
 from dataclasses import dataclass
 
 from fogline.common.errors import CapacityError, ProtocolError, UnavailableError
+from fogline.common.wire.memory import PayloadMemory
 from fogline.common.wire.tensors import (
     CHUNK_BYTES,
     Buffer,
@@ -78,6 +79,7 @@ class ClientSession:
     ) -> None:
         self._durable_answers, self._log_bytes, self._chunk_bytes = durable_answers, log_bytes, chunk_bytes
         self._limits = limits or Limits()
+        self._memory = PayloadMemory()
         self._log: OrderedDict[int, Frame] = OrderedDict()
         self.log_size = 0  # bytes of payloads in the log
         self.submitted = self.answered = self.durable = resume_from
@@ -201,7 +203,7 @@ class ClientSession:
             raise ProtocolError(
                 f"the answer to {start.seq} calls {durable_through} durable, which was not executed yet"
             )
-        self._receiving, self._durable_then = Incoming(start, self._limits), durable_through
+        self._receiving, self._durable_then = Incoming(start, self._limits, self._memory), durable_through
         return self._received()
 
     def chunk(self, chunk: Chunk) -> Frame | None:

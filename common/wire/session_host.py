@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fogline.common.errors import ProtocolError
+from fogline.common.wire.memory import PayloadMemory
 from fogline.common.wire.session_client import Opened, Opening
 from fogline.common.wire.tensors import CHUNK_BYTES, Chunk, Frame, Incoming, Limits, Outgoing, Start
 
@@ -27,9 +28,15 @@ class HostSession:
     """See the module. `executed` and `answers` come from a checkpoint, where there is one."""
 
     def __init__(
-        self, limits: Limits, *, executed: int = 0, answers: Sequence[Frame] = (), chunk_bytes: int = CHUNK_BYTES
+        self,
+        limits: Limits,
+        *,
+        executed: int = 0,
+        answers: Sequence[Frame] = (),
+        chunk_bytes: int = CHUNK_BYTES,
+        memory: PayloadMemory | None = None,
     ) -> None:
-        self._limits, self._chunk_bytes = limits, chunk_bytes
+        self._limits, self._chunk_bytes, self._memory = limits, chunk_bytes, memory or PayloadMemory()
         self.executed = self.durable = self._held = executed
         self._acknowledged = executed - len(answers)
         self._skipped = 0  # the client has the answers up to here already
@@ -111,7 +118,7 @@ class HostSession:
         # A client acknowledges twice a window, and has no more than a window without answers.
         if len(self._answers) > 2 * self._limits.window + 2:
             raise ProtocolError(f"{len(self._answers)} answers are not acknowledged; the client must read and say so")
-        self._receiving = Incoming(start, self._limits)
+        self._receiving = Incoming(start, self._limits, self._memory)
         self._received()
 
     def chunk(self, chunk: Chunk) -> None:

@@ -9,19 +9,18 @@ last bytes.
 from __future__ import annotations
 
 import math
-import mmap
 import zlib
 from dataclasses import dataclass, field
 from enum import IntEnum
 
 from fogline.common.errors import ProtocolError
+from fogline.common.wire.memory import PayloadMemory
 
 CHUNK_BYTES = 256 * 1024
 MAX_DIMS = 8
 MAX_STAGES = 4
 MAX_PARAMS = 64 * 1024  # bytes, of one stage
 MAX_NAME = 256
-MAPPED = 1 << 20  # bytes, from which on a buffer is memory that is there only once it is written
 EXPANSION = 64 * 1024  # bytes that a codec may need beyond twice the raw size: headers and tables of tiny tensors
 
 Buffer = bytes | bytearray | memoryview
@@ -244,6 +243,7 @@ class Incoming:
 
     start: Start
     limits: Limits
+    memory: PayloadMemory = field(default_factory=PayloadMemory)
     offset: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
@@ -258,7 +258,7 @@ class Incoming:
                 f"frame {self.start.seq}: a payload of {self.size} bytes; at most {self.limits.max_frame_bytes}. Send "
                 "smaller batches, or raise tensors.max_frame_bytes"
             )
-        self._buffer = _buffer(self.size)
+        self._buffer = self.memory.take(self.size)
         self._crc = 0
         if self.size:
             self.take(Chunk(self.start.seq, 0, self.start.data, self.start.crc32))
@@ -297,8 +297,3 @@ class Incoming:
             parts.append(view[offset : offset + header.coded_bytes])
             offset += header.coded_bytes
         return Frame(self.start.seq, self.start.body, self.start.tensors, tuple(parts))
-
-
-def _buffer(size: int) -> memoryview:
-    """Writable memory. A large one is there only once it is written: no pause to clear it, none for a forged size."""
-    return memoryview(mmap.mmap(-1, size) if size >= MAPPED else bytearray(size))
