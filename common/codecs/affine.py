@@ -1,8 +1,9 @@
 """`int8` and `int4`: every element as one of 256 or 16 evenly spaced values between the least and the largest.
 
-The ends of the range travel in the tensor's own dtype, and both sides compute the step from them. So a range need
-not hold 0, a constant tensor comes back exactly, and no zero point is rounded: the traps of quantisers that store a
-byte for it. A range that begins at 0, as after a ReLU, keeps exact zeros.
+The ends of the range travel in the tensor's own dtype, and both sides compute the grid from them. So a range need not
+hold 0, a constant tensor comes back exactly, and no zero point is rounded to a byte: the traps of usual quantisers.
+Where the range holds 0, the grid does too (it is one step shorter): most gradients are nearly 0, and would otherwise
+all be moved by the same amount.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from fogline.common.errors import FormatError, InputError
 
 _MIN_GROUP = 8  # elements; a channel of fewer would pay more for its range than it saves
 _FLOAT32_STEPS = 1e-36, 1e36  # steps with which float32 neither over- nor underflows
+_HUGE, _SMALL = 1e300, 1e-280  # half widths of ranges that float64 has to be helped with
 
 
 class AffineOptions(Options, frozen=True):
@@ -66,13 +68,8 @@ class _Affine(Packer):
                 "diverged, or send it as raw, fp16 or bf16"
             )
         levels = (1 << self.bits) - 1
-        step = _step(low, high, levels)
-        if step is not None:
-            inverse = torch.where(step > 0, 1 / step, 0).float()
-            codes = tensor.float().sub(low.float()).mul_(inverse)
-        else:
-            half, width = low.double() / 2, high.double() / 2 - low.double() / 2
-            codes = (tensor.double() / 2).sub_(half).div_(torch.where(width > 0, width, 1)).mul_(levels)
+        grid = _Grid(low, high, levels)
+        codes = (tensor.to(grid.wide) * grid.scale).sub_(grid.base).div_(grid.step).add_(grid.zero)
         quantised = codes.round_().clamp_(0, levels).to(torch.uint8).reshape(-1)
         ends = torch.cat([low.reshape(-1), high.reshape(-1)])
         return bytes(elements(ends)) + bytes(elements(self._squeeze(quantised))), Params()
@@ -88,13 +85,11 @@ class _Affine(Packer):
             raise FormatError(f"{self.name}: a range of {spec.shape} is not finite or upside down")
         codes = tensor_of(data[ends_bytes:], Spec(torch.uint8, (code_bytes,)))
         codes = self._widen(codes, spec.numel).reshape(spec.shape)
-        levels = (1 << self.bits) - 1
-        step = _step(low, high, levels)
-        if step is not None:
-            return codes.float().mul_(step.float()).add_(low.float()).to(spec.dtype)
-        first, last = low.double(), high.double()
-        values = codes.double().div_(levels).mul_(last / 2 - first / 2).add_(first / 2).mul_(2)
-        return torch.minimum(torch.maximum(values, first), last).to(spec.dtype)
+        grid = _Grid(low, high, (1 << self.bits) - 1)
+        values = codes.to(grid.wide).sub_(grid.zero).mul_(grid.step).add_(grid.base)
+        if grid.wide == torch.float64:
+            values = torch.minimum(torch.maximum(values / grid.scale, low.double()), high.double())
+        return values.to(spec.dtype)
 
     def _squeeze(self, codes: torch.Tensor) -> torch.Tensor:
         return codes
@@ -103,15 +98,30 @@ class _Affine(Packer):
         return codes
 
 
-def _step(low: torch.Tensor, high: torch.Tensor, levels: int) -> torch.Tensor | None:
-    """The float64 distance of two values that follow each other; None where float32 can't compute with it.
+class _Grid:
+    """value · scale = base + (code - zero) · step, in the dtype `wide`; one of each for every range.
 
-    Both ends then compute in float64 with halves, so that not even the width of a float64's whole range overflows.
+    `scale` is a power of two that keeps float64's whole range, and its subnormals, computable; 1 in float32.
     """
-    step = (high.double() - low.double()) / levels
-    least, most = _FLOAT32_STEPS
-    narrow = low.dtype != torch.float64 and bool(((step == 0) | ((step > least) & (step < most))).all())
-    return step if narrow else None
+
+    def __init__(self, low: torch.Tensor, high: torch.Tensor, levels: int) -> None:
+        first, last = low.double(), high.double()
+        half = last / 2 - first / 2
+        scale = torch.ones_like(half)
+        scale[half > _HUGE] = 0.25
+        scale[(half > 0) & (half < _SMALL)] = 2.0**600
+        first, last = first * scale, last * scale
+        holds = (first < 0) & (last >= 0)
+        step = (last - first) / torch.where(holds, levels - 1, levels)
+        zero = torch.where(holds & (step > 0), torch.ceil(-first / step), 0.0)
+        least, most = _FLOAT32_STEPS
+        narrow = low.dtype != torch.float64 and bool(((half == 0) | ((step > least) & (step < most))).all())
+        self.wide = torch.float32 if narrow else torch.float64
+        self.scale: torch.Tensor | float = 1.0 if narrow else scale
+        self.base = low.float() if narrow else first
+        self.base = torch.where(holds, 0.0, self.base)
+        self.step = torch.where(step > 0, step, 1.0).to(self.wide)
+        self.zero = zero.to(self.wide)
 
 
 @register
@@ -124,7 +134,7 @@ class Int8(_Affine):
     training_safe = True
     summary = "256 even steps between the least and the largest value, per tensor or channel; refuses NaN and infinity"
     ratio = "4"
-    error = "1/510 of the range"
+    error = "1/508 of the range"
 
 
 @register
@@ -137,7 +147,7 @@ class Int4(_Affine):
     training_safe = False
     summary = "16 even steps, two elements in a byte"
     ratio = "8"
-    error = "1/30 of the range"
+    error = "1/28 of the range"
 
     def _squeeze(self, codes: torch.Tensor) -> torch.Tensor:
         if codes.numel() % 2:

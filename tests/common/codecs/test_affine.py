@@ -34,7 +34,7 @@ def test_error_is_within_half_a_step(spec: str, tensor: torch.Tensor) -> None:
     info = torch.finfo(tensor.dtype)
     eps = max(info.eps, torch.finfo(torch.float32).eps) if tensor.dtype != torch.float64 else info.eps
     width = x.max() / 2 - x.min() / 2
-    levels = 255 if "8" in spec else 15
+    levels = 254 if "8" in spec else 14
     bound = width / levels * (1 + 1e-9) + 4 * eps * x.abs().max() + 2 * info.tiny * info.eps
     assert bool(((x / 2 - y / 2).abs() * 2 <= bound).all())
 
@@ -56,9 +56,19 @@ def test_a_range_without_zero(spec: str) -> None:
 
 
 @pytest.mark.parametrize("spec", ["int8", "int4"])
-def test_zeros_after_a_relu_stay_zeros(spec: str) -> None:
-    tensor = torch.randn(4, 33).relu()
-    assert bool((round_trip(spec, tensor)[tensor == 0] == 0).all())
+@pytest.mark.parametrize("scale", [1.0, 1e-30, 1e-42, 1e30])
+def test_zeros_stay_zeros_where_the_range_holds_them(spec: str, scale: float) -> None:
+    for tensor in (torch.randn(4, 33).relu(), -torch.randn(4, 33).relu(), torch.randn(4, 33).clamp(-1.7, 0.3)):
+        tensor = tensor * scale
+        tensor[:, 3] = 0
+        assert bool((round_trip(spec, tensor)[tensor == 0] == 0).all())
+
+
+def test_values_near_zero_are_not_all_moved() -> None:
+    """Gradients are mostly near 0 with a few large ones; a grid without 0 would add more error than they hold."""
+    tensor = torch.randn(1000) * 1e-3
+    tensor[0], tensor[1] = -0.7, 1.0
+    assert float((round_trip("int4", tensor) - tensor).abs()[2:].max()) <= float(tensor[2:].abs().max())
 
 
 @pytest.mark.parametrize("spec", ["int8", "int4"])
