@@ -23,6 +23,7 @@ BENCHMARKS = {
     "auto_choice": "tracking",
     "tensor_transport": ".",
     "split_exactness": ".",
+    "tensor_codecs": ".",
 }
 
 

@@ -87,8 +87,8 @@ class _Affine(Packer):
         codes = self._widen(codes, spec.numel).reshape(spec.shape)
         grid = _Grid(low, high, (1 << self.bits) - 1)
         values = codes.to(grid.wide).sub_(grid.zero).mul_(grid.step).add_(grid.base)
-        if grid.wide == torch.float64:
-            values = torch.minimum(torch.maximum(values / grid.scale, low.double()), high.double())
+        if grid.wide == torch.float64 or spec.dtype == torch.float16:  # half a step beyond the range may be infinite
+            values = torch.minimum(torch.maximum(values / grid.scale, low.to(grid.wide)), high.to(grid.wide))
         return values.to(spec.dtype)
 
     def _squeeze(self, codes: torch.Tensor) -> torch.Tensor:
