@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated
 
 from fogline.common.config import Config, LogConfig, Meta, MetricsConfig, TlsConfig
+from fogline.common.tails.config import TensorsConfig
 
 
 class ModelsConfig(Config, frozen=True):
@@ -26,6 +27,8 @@ class CloudConfig(Config, frozen=True):
     ] = 5000
     max_devices: Annotated[int, Meta(ge=1, description="Most devices registered at once")] = 10_000
     models: ModelsConfig = ModelsConfig()
+    tensors: TensorsConfig = TensorsConfig()
+    name: Annotated[str, Meta(description="Our name without certificates; with them, theirs counts")] = "cloud"
     tls: TlsConfig = TlsConfig()
     metrics: MetricsConfig = MetricsConfig()
     log: LogConfig = LogConfig()

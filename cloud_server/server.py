@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 
 from fogline.cloud_server.config import CloudConfig
@@ -9,19 +10,22 @@ from fogline.cloud_server.fleet_service import FleetService
 from fogline.cloud_server.model_service import ModelService
 from fogline.cloud_server.models import ModelStore
 from fogline.cloud_server.registry import Registry
-from fogline.common import process
+from fogline.common import pki, process
 from fogline.common.clock import now_us
 from fogline.common.files import DirectoryLock
 from fogline.common.metrics import CloudMetrics
 from fogline.common.rpc.accounting import LinkMeter
 from fogline.common.rpc.gen import control_pb2_grpc
 from fogline.common.rpc.server import aio_server
+from fogline.common.tails.config import TailHostConfig
+from fogline.common.tails.supervisor import TailHostProcess, check
 
 log = logging.getLogger(__name__)
 
 
 async def serve(config: CloudConfig) -> None:
     """Serve until SIGTERM or SIGINT. Raises what the stores and the sockets raise before it is ready."""
+    tails = _tails(config)
     stop = process.aio_stop_event()
     metrics = CloudMetrics()
     lock = DirectoryLock(config.data_dir, "cloud server")
@@ -43,19 +47,41 @@ async def serve(config: CloudConfig) -> None:
                 (control_pb2_grpc.add_ModelServiceServicer_to_server, ModelService(models)),
             ],
         )
+        tensors_port, watching = None, None
+        if tails is not None:
+            try:
+                await tails.start()
+            except BaseException:
+                await server.stop(0)
+                raise
+            tensors_port, watching = tails.port, asyncio.create_task(tails.run(stop))
         await server.set_ready(True)
         state["ok"] = True
-        process.announce_ready(port=port, metrics_port=metrics_port)
+        process.announce_ready(port=port, metrics_port=metrics_port, tensors_port=tensors_port)
         log.info("serving", extra={"port": port, "metrics_port": metrics_port, "data_dir": str(config.data_dir)})
         await stop.wait()
         state["ok"] = False
         log.info("stopping")
         await server.stop()
+        if watching is not None:
+            await watching
     finally:
         web.close()
         models.close()
         registry.close()
         lock.close()
+
+
+def _tails(config: CloudConfig) -> TailHostProcess | None:
+    """The tail host beside us, not started yet. Raises ConfigError or IdentityError."""
+    if not config.tensors.enabled:
+        return None
+    name = config.name if config.tls.insecure else pki.own_identity(config.tls.files()[1], "cloud").name
+    own = TailHostConfig.of_node(
+        config.tensors, data_dir=config.data_dir, name=name, role="cloud", tls=config.tls, log=config.log
+    )
+    check(own)
+    return TailHostProcess(own)
 
 
 def _connect(metrics: CloudMetrics, registry: Registry, models: ModelStore) -> None:

@@ -121,6 +121,19 @@ class CloudMetrics(Metrics):
         self.model_bytes = self._gauge("fogline_model_bytes", "Bytes of all models held")
 
 
+class TailMetrics(Metrics):
+    """A tail host's: what runs parts of split models."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tail_sessions = self._gauge("fogline_tail_sessions", "Sessions of split models in memory")
+        self.tail_operations = self._counter(
+            "fogline_tail_operations", "Operations of sessions, by kind and outcome", ("kind", "outcome")
+        )
+        self.tail_compute_seconds = self._counter("fogline_tail_compute_seconds", "Seconds that operations took")
+        self.tail_queued_seconds = self._counter("fogline_tail_queued_seconds", "Seconds that operations waited")
+
+
 class _CpuCollector(Collector):
     """Read at scrape time; a child counts while it runs and after it ended."""
 

@@ -54,12 +54,14 @@ def cpu_seconds() -> float:
     return float(total)
 
 
-def announce_ready(*, metrics_port: int, port: int | None = None) -> None:
+def announce_ready(*, metrics_port: int, port: int | None = None, tensors_port: int | None = None) -> None:
     """Print `ready {json}` on stdout: the one line that tells a launcher we serve, and on which ports.
 
-    `port` is gRPC's, of processes that have one; `metrics_port` is -1 where metrics are off.
+    `port` is gRPC's, of processes that have one; `metrics_port` is -1 where metrics are off; `tensors_port` is that
+    of a tail host beside the node.
     """
     ports = {"metrics_port": metrics_port} | ({"port": port} if port is not None else {})
+    ports |= {"tensors_port": tensors_port} if tensors_port is not None else {}
     sys.stdout.write(f"ready {json.dumps(ports)}\n")
     sys.stdout.flush()
 

@@ -13,12 +13,18 @@ from pathlib import Path
 from fogline.cloud_server.config import CloudConfig
 from fogline.common.codecs import stages
 from fogline.common.config import describe
-from fogline.common.metrics import CloudMetrics, EdgeMetrics, FogMetrics, Metrics
+from fogline.common.metrics import CloudMetrics, EdgeMetrics, FogMetrics, Metrics, TailMetrics
+from fogline.common.tails.config import TailHostConfig
 from fogline.edge_agent.config import EdgeConfig
 from fogline.fog_node.config import FogConfig
 
 DOCS = Path(__file__).resolve().parent
-CONFIGS = {"edge-agent": EdgeConfig, "fog-node": FogConfig, "cloud-server": CloudConfig}
+CONFIGS = {
+    "edge-agent": EdgeConfig,
+    "fog-node": FogConfig,
+    "cloud-server": CloudConfig,
+    "split serve": TailHostConfig,
+}
 
 
 def parts() -> dict[str, str]:
@@ -30,6 +36,7 @@ def parts() -> dict[str, str]:
         ("edge", EdgeMetrics),
         ("fog", FogMetrics),
         ("cloud", CloudMetrics),
+        ("tail host", TailMetrics),
     ):
         made[f"metrics {title}"] = _table(kind(), seen)
     made["tensor codecs"] = _codecs()

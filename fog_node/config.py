@@ -12,6 +12,7 @@ from fogline.common.boxes import MAX_BOXES
 from fogline.common.config import Config, LogConfig, MetricsConfig, TlsConfig
 from fogline.common.images.container import MAX_SOURCE_PIXELS
 from fogline.common.images.forms import Form
+from fogline.common.tails.config import TensorsConfig
 
 TORCH_CODECS = ("siren", "latent", "nerv")
 
@@ -91,5 +92,6 @@ class FogConfig(Config, frozen=True):
     keep_sources: Annotated[bool, Meta(description="Keep uploads after encoding while there is room")] = True
     uplink: UplinkConfig = UplinkConfig()
     encoder: EncoderConfig = EncoderConfig()
+    tensors: TensorsConfig = TensorsConfig()
     metrics: MetricsConfig = MetricsConfig()
     log: LogConfig = LogConfig()

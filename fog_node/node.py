@@ -15,6 +15,9 @@ from fogline.common.rpc.accounting import LinkMeter
 from fogline.common.rpc.gen import images_pb2_grpc
 from fogline.common.rpc.peer import Peer
 from fogline.common.rpc.server import RpcServer, aio_server
+from fogline.common.tails.config import TailHostConfig
+from fogline.common.tails.supervisor import TailHostProcess
+from fogline.common.tails.supervisor import check as check_tails
 from fogline.fog_node.audience import Audience
 from fogline.fog_node.cloud import Membership
 from fogline.fog_node.config import FogConfig
@@ -40,11 +43,12 @@ async def serve(config: FogConfig) -> None:
     me = _identity(config)
     _advertised(config, 1)  # refuse before anything is started
     check(config.encoder)
+    tails = _tails(config, me)
     stop = process.aio_stop_event()
     store = Store(config.data_dir, config.capacity_bytes)
     try:
         await store.open()
-        await _Node(config, me, store).run(stop)
+        await _Node(config, me, store, tails).run(stop)
     finally:
         await asyncio.to_thread(store.close)
 
@@ -52,8 +56,8 @@ async def serve(config: FogConfig) -> None:
 class _Node:
     """The parts of a running node."""
 
-    def __init__(self, config: FogConfig, me: Peer, store: Store) -> None:
-        self._config, self._me, self._store = config, me, store
+    def __init__(self, config: FogConfig, me: Peer, store: Store, tails: TailHostProcess | None) -> None:
+        self._config, self._me, self._store, self._tails = config, me, store, tails
         self._metrics = FogMetrics()
         self._head = Head()
         self._head.advance(store.head)
@@ -79,10 +83,19 @@ class _Node:
                 LinkMeter("edge-fog", self._metrics.link_bytes),
                 [(images_pb2_grpc.add_ImageServiceServicer_to_server, self._service)],
             )
+            if self._tails is not None:
+                try:
+                    await self._tails.start()
+                except BaseException:
+                    await server.stop(grace_s=0)
+                    raise
             tasks = [asyncio.create_task(self._pipeline.run()), asyncio.create_task(self._watch(server))]
+            if self._tails is not None:
+                tasks.append(asyncio.create_task(self._tails.run(stop)))
             if config.cloud is not None:
                 tasks.append(asyncio.create_task(self._membership(config.cloud, port).run(stop)))
-            process.announce_ready(port=port, metrics_port=metrics_port)
+            tensors_port = self._tails.port if self._tails is not None else None
+            process.announce_ready(port=port, metrics_port=metrics_port, tensors_port=tensors_port)
             log.info(
                 "serving",
                 extra={
@@ -144,7 +157,7 @@ class _Node:
                 "subscribers": self._service.subscribers,
                 "images": counts,
                 "store": trouble or "open",
-            }
+            } | ({} if self._tails is None else {"tails": self._tails.state})
             if counts:
                 self._metrics.stored_images.set(sum(counts.values()))
             self._metrics.store_bytes.set(self._store.blobs.total_bytes)
@@ -164,6 +177,17 @@ class _Node:
             "subscribers": float(self._service.subscribers),
             "store_bytes": float(self._store.blobs.total_bytes),
         }
+
+
+def _tails(config: FogConfig, me: Peer) -> TailHostProcess | None:
+    """The tail host beside us, not started yet. Raises ConfigError."""
+    if not config.tensors.enabled:
+        return None
+    own = TailHostConfig.of_node(
+        config.tensors, data_dir=config.data_dir, name=me.name, role="fog", tls=config.tls, log=config.log
+    )
+    check_tails(own)
+    return TailHostProcess(own)
 
 
 def _identity(config: FogConfig) -> Peer:

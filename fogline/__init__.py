@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from fogline.common.models.augment import Augment as Augment
     from fogline.common.split.cuts import cuts as cuts
     from fogline.common.split.segments import split as split
+    from fogline.common.tails.remote import RemoteTail as RemoteTail
 
 __version__ = "0.1.0"
 
@@ -23,11 +24,12 @@ _LAZY = {
     "Augment": "fogline.common.models.augment",
     "cuts": "fogline.common.split.cuts",
     "split": "fogline.common.split.segments",
+    "RemoteTail": "fogline.common.tails.remote",
 }
 
 
 def __getattr__(name: str) -> object:
-    """`fogline.DecodedLoader`, `Augment`, `cuts` and `split`. Raises AttributeError for any other name."""
+    """`fogline.DecodedLoader`, `Augment`, `cuts`, `split` and `RemoteTail`. Raises AttributeError for any other name."""
     if name not in _LAZY:
         raise AttributeError(f"module 'fogline' has no attribute {name!r}")
     from importlib import import_module

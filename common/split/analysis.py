@@ -74,9 +74,10 @@ class Usage:
 class Analysis:
     """Everything that one example shows about a model. Immutable, so copies share it."""
 
-    def __init__(self, model: nn.Module, example: Example) -> None:
+    def __init__(self, model: nn.Module, example: Example, architecture: str = "") -> None:
         """Run the model's forward up to five times. Raises InputError when it fails on the example."""
         self.example_name = type(model).__name__
+        self.architecture = architecture  # `architecture_hash` of the model
         self.evaluation = Liveness(trace(model, example, training=False))
         self.variable, self.shapes, self.varying = _vary(model, example, self.evaluation)
         # Batch normalisation refuses to train on a single value: the variant has at least two items.

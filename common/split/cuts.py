@@ -101,9 +101,10 @@ def table(analysis: Analysis, max_tensors: int) -> CutTable:
 
 def analyse(model: nn.Module, example: Any) -> Analysis:
     """Trace `model` on `example`, and keep what it shows on the model. Raises InputError when the forward fails."""
-    made = Analysis(model, Example.of(example))
+    architecture = architecture_hash(model)
+    made = Analysis(model, Example.of(example), architecture)
     # So that `split` needs no example again.
-    model.__dict__[_KEPT] = _Kept(architecture_hash(model), made)
+    model.__dict__[_KEPT] = _Kept(architecture, made)
     return made
 
 

@@ -7,6 +7,7 @@ goes on from there with the tensors that it received.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from typing import Any
@@ -185,6 +186,11 @@ class Segment(nn.Module):
     def output_spec(self) -> tuple[TensorSpec, ...]:
         """The tensors that it returns, as on the example."""
         return self.plan.output_spec
+
+    @property
+    def signature(self) -> inspect.Signature:
+        """What the model's forward takes, by name."""
+        return inspect.signature(self._model[0].forward)
 
     @property
     def untrainable(self) -> str:

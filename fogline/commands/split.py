@@ -3,6 +3,7 @@
 profile   measure a model's cuts and codecs on this host, into a file for planners
 explain   every cut and codec at one rate, with its cost terms, and the choice
 bench     policies over recorded links, against an oracle that knows them
+serve     a host that runs parts of models for others
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from fogline.commands import split_serve
 from fogline.common.errors import ConfigError
 from fogline.common.split.bandwidth import Bandwidth
 from fogline.common.split.link import LinkEstimate
@@ -49,11 +51,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     against.add_argument("--duration", type=float, default=300.0, metavar="S", help="of each trace (default: 300)")
     against.add_argument("--json", type=Path, metavar="FILE", help="write everything there too")
     against.add_argument("--plots", type=Path, metavar="DIR", help="write regret.png and a latency-NAME.png per folder")
+    split_serve.add_arguments(commands.add_parser("serve", help="run parts of models for edges and fog nodes"))
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Run one of them."""
-    commands = {"profile": _profile, "explain": _explain, "bench": _bench}
+    commands = {"profile": _profile, "explain": _explain, "bench": _bench, "serve": split_serve.run}
     commands[arguments.what](arguments)
     return 0
 
