@@ -19,6 +19,7 @@ import argparse
 import asyncio
 import threading
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -126,11 +127,12 @@ def hivemind_receive(folder: Path) -> None:
             yield request.tensors
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        while True:
-            tensor = (await deserialize_tensor_stream(parts(reader)))[0]
-            received(tensor.numpy())
-            del tensor
-            await P2P.send_protobuf(runtime_pb2.ExpertResponse(), writer)
+        with suppress(asyncio.IncompleteReadError):  # the sender has ended
+            while True:
+                tensor = (await deserialize_tensor_stream(parts(reader)))[0]
+                received(tensor.numpy())
+                del tensor
+                await P2P.send_protobuf(runtime_pb2.ExpertResponse(), writer)
 
     asyncio.run_coroutine_threadsafe(asyncio.start_unix_server(serve, path), loop).result()
     receive(path, received, loop)

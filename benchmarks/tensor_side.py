@@ -87,7 +87,7 @@ def receive(address: str, received: Received, loop: asyncio.AbstractEventLoop) -
     def begin(check: bool) -> dict[str, Any]:
         received.check, received.digest, received.count = check, "", 0
         Path("/proc/self/clear_refs").write_text("5")  # VmHWM begins again from what is resident now
-        state.update(rss=memory("VmRSS"))
+        state.setdefault("rss", memory("VmRSS"))  # before the first tensor came: what is kept for the next counts, too
         ticker.start()
         state.update(cpu=time.process_time())
         return {}

@@ -6,8 +6,9 @@
 A process for each side on loopback, mutual TLS wherever there is gRPC. All ways are connected and warmed up first, then
 take turns, in alternating order, so that a busy machine hurts all alike; medians are reported, and ratios are medians
 of the ratios within a turn. CPU seconds are those of both processes. Extra memory is the receiver's peak (VmHWM) above
-what was resident before. Stall is the worst delay of a timer on the receiver's event loop, or on one beside its threads
-where it has none. `ours_no_crc` is the tensor plane without its checksum, which only this benchmark can take out.
+what was resident before its first tensor. Stall is the worst delay of a timer on the receiver's event loop, or on one
+beside its threads where it has none. `ours_no_crc` is the tensor plane without its checksum, which only this benchmark
+can take out.
 
 PYTHON is an interpreter that has the peer installed; a peer without one is left out. See `tensor_peers`.
 """
@@ -16,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import sys
 import tempfile
@@ -71,8 +73,8 @@ class Pair:
 
     def close(self) -> None:
         """End both."""
-        self.sender.close()
         self.receiver.close()
+        self.sender.close()
 
 
 def bulk(pairs: dict[str, Pair], repeats: int) -> dict[str, Any]:
@@ -145,6 +147,7 @@ def main() -> None:
             "hardware": describe(),
             "size": size,
             "chunk": CHUNK_BYTES,
+            "load_average": os.getloadavg()[0],
             "repeats": repeats,
             "transfer": found,
             "round_trip": {"size": ECHO, "rounds": rounds, **trips},

@@ -88,7 +88,9 @@ class TensorClient:
         self._meter, self._me, self._limits = meter, me, limits or Limits()
         self._connect_s, self._stall_s, self._give_up_s = connect_s, stall_s, give_up_s
         self._observe = observe
-        self._changed = threading.Condition()
+        lock = threading.RLock()
+        self._changed = threading.Condition(lock)  # for who waits for room, or for the end
+        self._sendable = threading.Condition(lock)  # for the thread that sends: it wakes only where it has to
         self._futures: dict[int, Future[Answered]] = {}
         self._begun: dict[int, tuple[float, int]] = {}
         self._checkpoints: set[int] = set()  # under way
@@ -154,8 +156,12 @@ class TensorClient:
             self._begun[seq] = (time.monotonic(), sum(header.coded_bytes for header in tensors))
             if isinstance(body, pb.Checkpoint):
                 self._checkpoints.add(seq)
-            self._changed.notify_all()
+            self._sendable.notify_all()
         return future
+
+    def _notify(self) -> None:
+        self._changed.notify_all()
+        self._sendable.notify_all()
 
     def _frees(self) -> bool:
         """Whether an answer that is under way makes room in the log."""
@@ -181,7 +187,7 @@ class TensorClient:
                 lambda: not self._futures or self._failure is not None or not self._stream, timeout_s
             )
             self._closing = True
-            self._changed.notify_all()
+            self._notify()
             self._changed.wait_for(lambda: not self._stream, min(timeout_s, 2.0))
         self._end(UnavailableError("this session was closed; connect anew"))
         for thread in self._threads:
@@ -258,7 +264,7 @@ class TensorClient:
                         self._lost = time.monotonic()
                     self._stream, self._call = 0, None
                     self._session.lost()
-                    self._changed.notify_all()
+                    self._notify()
                 ready.set()
                 call.cancel()
         finally:
@@ -293,7 +299,7 @@ class TensorClient:
             raise _LostError(str(error)) from error
         self._stream = number
         self._opened.set()
-        self._changed.notify_all()
+        self._notify()
 
     def _requests(self, number: int, ready: threading.Event) -> Iterator[Request]:
         """What gRPC's own thread sends."""
@@ -317,7 +323,7 @@ class TensorClient:
                         self._changed.notify_all()
                         yield pb.SessionRequest(close=pb.CloseSession())
                         return
-                    self._changed.wait()
+                    self._sendable.wait()
                 self._moved = time.monotonic()  # gRPC asks for more: what came before is on its way
             yield message
 
@@ -328,6 +334,8 @@ class TensorClient:
             began, sent = self._begun.pop(frame.seq, (time.monotonic(), 0))
             self._checkpoints.discard(frame.seq)
             self._changed.notify_all()
+            if self._session.ready:
+                self._sendable.notify_all()
         if future is None:
             return
         body: Any = frame.body
@@ -361,7 +369,7 @@ class TensorClient:
             waiting, self._futures = self._futures, {}
             self._stop.set()
             self._opened.set()
-            self._changed.notify_all()
+            self._notify()
             call = self._call
         if call is not None:
             with suppress(grpc.RpcError):

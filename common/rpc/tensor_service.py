@@ -106,20 +106,19 @@ class _Live:
     host: HostSession
     started: Started
     thread: ThreadPoolExecutor
-    changed: asyncio.Event = field(default_factory=asyncio.Event)
+    # One for each of those who wait, so that a step wakes nobody for nothing.
+    work: asyncio.Event = field(default_factory=asyncio.Event)  # something to execute
+    answers: asyncio.Event = field(default_factory=asyncio.Event)  # something to send
+    room: asyncio.Event = field(default_factory=asyncio.Event)  # something was executed
     task: asyncio.Task[None] | None = None
     stream: asyncio.Task[Any] | None = None  # of the connection that it has
     detached: float = 0.0  # since when it has none, by the monotonic clock
     moved: float = 0.0  # when something last came from its client, or went to it
     writing: bool = False  # a message of an answer that the client does not take yet
     executing: int = 0
+    progress: bool = False  # the client is to hear that it goes on
     arrived: dict[int, float] = field(default_factory=dict)
     over: FoglineError | None = None
-
-    def notify(self) -> None:
-        """Something changed: wake whoever waits."""
-        self.changed.set()
-        self.changed = asyncio.Event()
 
 
 class TensorService(tensors_pb2_grpc.TensorServiceServicer):
@@ -322,9 +321,10 @@ class TensorService(tensors_pb2_grpc.TensorServiceServicer):
                 raise ProtocolError("a session request of a kind that is unknown here; update the older end")
             if not host.receiving:
                 live.arrived.setdefault(host.held, time.monotonic())
-            live.notify()
+                live.work.set()
             while host.full:
-                await live.changed.wait()
+                live.room.clear()
+                await live.room.wait()
         raise UnavailableError("the client went away without closing its session")
 
     async def _room(self, live: _Live, operation: pb.Operation) -> None:
@@ -336,11 +336,12 @@ class TensorService(tensors_pb2_grpc.TensorServiceServicer):
                     f"sessions here hold {kept} bytes and {more} more were to come, at most {self._max_kept}; try "
                     "again later, or raise tensors.max_kept_bytes"
                 )
-            await live.changed.wait()
+            live.room.clear()
+            await live.room.wait()
 
     async def _write(self, live: _Live, context: Any) -> None:
         while True:
-            changed = live.changed
+            live.answers.clear()
             message = live.host.next()
             if message is not None:
                 item: Response = Reply(message, live.host.durable) if isinstance(message, Start) else message
@@ -349,33 +350,34 @@ class TensorService(tensors_pb2_grpc.TensorServiceServicer):
                 live.writing, live.moved = False, time.monotonic()
             elif live.over is not None:
                 return
+            elif live.progress and live.executing:
+                live.progress = False
+                await context.write(pb.SessionResponse(progress=pb.Progress(seq=live.executing)))
             else:
-                try:
-                    await asyncio.wait_for(changed.wait(), PROGRESS_S)
-                except asyncio.TimeoutError:
-                    if live.executing:
-                        await context.write(pb.SessionResponse(progress=pb.Progress(seq=live.executing)))
+                await live.answers.wait()
 
     async def _watch(self, live: _Live) -> None:
-        """Raise UnavailableError when a client is in the middle of a frame, either way, and nothing moves.
-
-        Between frames it may be silent for as long as it likes.
+        """Let the client hear of progress, and raise UnavailableError when it is in the middle of a frame, either way,
+        and nothing moves. Between frames it may be silent for as long as it likes.
         """
-        live.writing, live.moved = False, time.monotonic()
+        live.writing, live.progress, live.moved = False, False, time.monotonic()
         while True:
             silent = time.monotonic() - live.moved
             if silent > self._stall_s:
                 if live.writing or (live.host.receiving and not live.host.full):
                     raise UnavailableError(f"nothing moved for {silent:.0f} s in the middle of a frame")
                 silent = 0.0
-            await asyncio.sleep(self._stall_s - silent + 0.01)
+            await asyncio.sleep(min(self._stall_s - silent + 0.01, PROGRESS_S))
+            live.progress = live.executing > 0
+            live.answers.set()
 
     async def _execute(self, session: bytes, live: _Live) -> None:
         """Execute what comes, also while there is no connection."""
         while live.over is None:
             frame = live.host.take()
             if frame is None:
-                await live.changed.wait()
+                live.work.clear()
+                await live.work.wait()
             else:
                 await self._execute_one(session, live, frame)
             del frame  # its memory may be used again
@@ -396,7 +398,8 @@ class TensorService(tensors_pb2_grpc.TensorServiceServicer):
             log.warning("session broke", extra={"session": session.hex(), "error_text": body.failure.detail})
         if self._observe is not None:
             self._observe(frame, answer)
-        live.notify()
+        live.answers.set()
+        live.room.set()
 
     def _kept(self) -> int:
         return sum(live.host.kept_bytes for live in self._live.values())

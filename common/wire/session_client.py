@@ -171,19 +171,30 @@ class ClientSession:
         """The connection is gone; the log stays."""
         self._attached, self._sending = False, None
 
+    @property
+    def ready(self) -> bool:
+        """Whether `next` has something to send."""
+        return self._attached and (self._sending is not None or self._may_begin or self._owes_ack)
+
+    @property
+    def _may_begin(self) -> bool:
+        return self._next <= self.submitted and self._next - self.answered <= self._window
+
+    @property
+    def _owes_ack(self) -> bool:
+        behind = self.answered - self._told
+        return behind > 0 and (self._untold_bytes >= ACK_BYTES or behind * 2 >= self._window)
+
     def next(self) -> Step | Chunk | Ack | None:
         """What to send now; None: nothing until something is submitted or answered."""
         if not self._attached:
             return None
-        if self._sending is None and self._next <= self.submitted and self._next - self.answered <= self._window:
+        if self._sending is None and self._may_begin:
             self._sending = Outgoing(self._log[self._next], self._chunk_bytes)
             self._next += 1
         sending = self._sending
         if sending is None:
-            behind = self.answered - self._told
-            if behind and (self._untold_bytes >= ACK_BYTES or behind * 2 >= self._window):
-                return self._tell(Ack(self.answered))
-            return None
+            return self._tell(Ack(self.answered)) if self._owes_ack else None
         message: Step | Chunk = sending.chunk() if sending.started else Step(sending.start(), self.answered)
         if isinstance(message, Step):
             self._told, self._untold_bytes = self.answered, 0

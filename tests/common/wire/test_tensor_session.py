@@ -51,7 +51,9 @@ class Pair:
         self.sent.append(payload)
 
     def client_sends(self) -> bool:
+        ready = self.client.ready
         message = self.client.next()
+        assert ready == (message is not None)
         if message is not None:
             self.up.append(message)
         return message is not None
