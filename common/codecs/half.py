@@ -83,7 +83,9 @@ class Fp16(Transform):
         """Back to the dtype of `spec`."""
         if params.shift and spec.dtype != torch.float16:
             wide = torch.float64 if spec.dtype == torch.float64 else torch.float32
-            return _finite_stays_finite(_scaled(tensor.to(wide), -params.shift), tensor, spec.dtype)
+            scaled = _scaled(tensor.to(wide), -params.shift)
+            up = params.shift < 0  # then rounding may have left the range
+            return _finite_stays_finite(scaled, tensor, spec.dtype) if up else scaled.to(spec.dtype)
         return tensor.to(spec.dtype)
 
 
