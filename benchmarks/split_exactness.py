@@ -1,10 +1,11 @@
 """Split against unsplit models at every valid cut: equal bits, and what splitting itself costs.
 
-    python -m fogline.benchmarks.split_exactness [--full] [--repeats 15] [--timed 6] [--quick] [--json FILE]
+    python -m fogline.benchmarks.split_exactness [--full] [--families NAME …] [--repeats 15] [--timed 6]
+        [--quick] [--json FILE]
 
 Seven families of Hugging Face transformers with random weights: small ones, or with `--full` the library's default
 sizes (EfficientNet: B0). Head and tail run in one process, one after the other, in evaluation mode without gradients,
-so no link is in the times. Overhead is (head + tail) ÷ the model's own forward - 1, medians over repeats that take
+so no link is in the times. Overhead is (head + tail) ÷ the model's own forward - 1, medians of CPU seconds that take
 turns, one thread; the median and the largest over `--timed` cuts spread over the model. `--data` is not used.
 """
 
@@ -37,21 +38,21 @@ def equal(one: Any, other: Any) -> bool:
 
 
 def overhead(model: nn.Module, family: Family, cut: Cut, example: dict[str, Any], repeats: int) -> dict[str, float]:
-    """Seconds of the whole, the head and the tail: medians, taking turns."""
+    """CPU seconds of the whole, the head and the tail, by the thread's own clock: medians, taking turns."""
     head, tail = split(model, cut, max_tensors=family.max_tensors)
     assert head is not None
     assert tail is not None
     taken: dict[str, list[float]] = {"whole": [], "head": [], "tail": []}
     for _ in range(repeats + 1):
-        start = time.perf_counter()
+        start = time.thread_time()
         model(**example)
-        between = time.perf_counter()
+        between = time.thread_time()
         sent = head(**example)
-        sent_at = time.perf_counter()
+        sent_at = time.thread_time()
         tail(sent)
         taken["whole"].append(between - start)
         taken["head"].append(sent_at - between)
-        taken["tail"].append(time.perf_counter() - sent_at)
+        taken["tail"].append(time.thread_time() - sent_at)
     return {name: statistics.median(times[1:]) for name, times in taken.items()}
 
 
@@ -60,9 +61,9 @@ def measure(family: Family, full: bool, repeats: int, timed: int) -> dict[str, A
     torch.manual_seed(0)
     model = family.build(full).eval()
     example = family.example(full, 2, 64 if full else 7)
-    start = time.perf_counter()
+    start = time.thread_time()
     table = cuts(model, example, max_tensors=family.max_tensors)
-    found_s = time.perf_counter() - start
+    found_s = time.thread_time() - start
     rows = []
     every = max(len(table) // timed, 1)
     with torch.no_grad():
@@ -98,6 +99,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--data", type=Path, help="not used")
     parser.add_argument("--full", action="store_true", help="the library's default sizes")
+    parser.add_argument("--families", nargs="*", choices=[family.name for family in FAMILIES], help="default: all")
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--timed", type=int, default=6, help="cuts that are timed")
     parser.add_argument("--quick", action="store_true", help="two repeats; the times mean nothing")
@@ -107,6 +109,8 @@ def main() -> None:
     torch.set_num_threads(1)
     result: dict[str, Any] = {"schema": SCHEMA, "hardware": describe(), "full": options.full, "families": {}}
     for family in FAMILIES:
+        if options.families and family.name not in options.families:
+            continue
         found = measure(family, options.full, 2 if options.quick else options.repeats, options.timed)
         result["families"][family.name] = found
         print(
