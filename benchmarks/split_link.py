@@ -36,7 +36,7 @@ from fogline.common.split.profile import load
 from fogline.common.split.simulate import Setting
 
 SCHEMA = 1
-POLICIES = ("best fixed", "remote", "neurosurgeon", "dynamic", "joint")
+POLICIES = ("local", "best fixed", "neurosurgeon", "dynamic", "joint")
 LEAST_BIT_S, MOST_BIT_S = 8e3, 100e6
 PERIOD_US = 8000
 EDGE, FOG = "10.99.7.1", "10.99.7.2"
@@ -217,7 +217,7 @@ def main() -> None:
     parser.add_argument("--traces", type=int, default=12)
     parser.add_argument("--seconds", type=float, default=12.0)
     parser.add_argument("--policies", default=",".join(POLICIES))
-    parser.add_argument("--accuracy-budget", type=float, default=0.15)
+    parser.add_argument("--accuracy-budget", type=float, default=1.0, help="1: of untrained weights it says nothing")
     parser.add_argument("--codecs", default="raw,fp16,int8,int8+zstd")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()

@@ -93,7 +93,7 @@ def main() -> None:
     parser.add_argument("--edge-factor", type=float, default=8.0)
     parser.add_argument("--rtt", type=float, default=20.0, help="milliseconds")
     parser.add_argument("--duration", type=float, default=300.0, help="seconds of each trace, at most")
-    parser.add_argument("--accuracy-budget", type=float, default=0.15)
+    parser.add_argument("--accuracy-budget", type=float, default=1.0, help="1: of untrained weights it says nothing")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--plots", type=Path)
     parser.add_argument("--json", type=Path)

@@ -133,7 +133,8 @@ def document(
     accuracy_budget: float,
     outcomes: Sequence[Outcome],
 ) -> dict[str, Any]:
-    """Schema 1. `_s` are seconds; regrets and gains are shares; `decision_share` is the median time to decide ÷ mean latency."""
+    """Schema 1. `_s` are seconds; regrets and gains are shares; `decision_share` is
+    the median time to decide ÷ mean latency."""
     names = ["oracle", "best fixed", *policies]
     return {
         "schema": SCHEMA,
