@@ -21,6 +21,7 @@ BENCHMARKS = {
     "image_codecs": "tracking",
     "uplink": "tracking",
     "auto_choice": "tracking",
+    "split_policies": ".",
     "tensor_transport": ".",
     "split_exactness": ".",
     "tensor_codecs": ".",

@@ -183,7 +183,7 @@ def stretches(options: list[Option], paths: list[Path], setting: Setting, count:
             first = max((i for i, (t, _) in enumerate(rows) if t <= start), default=0)
             times = [max(0.0, t - start) for t, _ in rows[first:]]
             rates = [min(max(8 * r, LEAST_BIT_S), MOST_BIT_S) for _, r in rows[first:]]
-            link = Bandwidth([*times, setting.duration_s], [*rates, rates[-1]], f"{path.stem} from {start} s")
+            link = Bandwidth(times, rates, f"{path.stem} from {start} s", last_s=setting.duration_s - times[-1])
             best = simulate.best_fixed(options, link, setting)[1].mean_s
             found.append((1 - simulate.oracle(options, link, setting).mean_s / best, link, path.parent.name))
         by_group.setdefault(path.parent.name, []).append(max(found, key=lambda one: one[0]))

@@ -17,10 +17,18 @@ MAX_ROWS = 1_000_000
 class Bandwidth:
     """Seconds at which the rate changes, and the rates from there on, in bit/s.
 
-    The first row is moved to time 0; the last one holds as long as the median of the others. Raises InputError.
+    The first row is moved to time 0; the last one holds for `last_s`, by default as long as the median of the others.
+    Raises InputError.
     """
 
-    def __init__(self, times_s: Sequence[float], rates_bit_s: Sequence[float], name: str = "trace") -> None:
+    def __init__(
+        self,
+        times_s: Sequence[float],
+        rates_bit_s: Sequence[float],
+        name: str = "trace",
+        *,
+        last_s: float | None = None,
+    ) -> None:
         if not times_s or len(times_s) != len(rates_bit_s):
             raise InputError(f"{name}: an empty trace; give rows of t_s,bps, at least one")
         for row, (at, rate) in enumerate(zip(times_s, rates_bit_s, strict=True), 1):
@@ -31,7 +39,7 @@ class Bandwidth:
         if not any(rates_bit_s):
             raise InputError(f"{name}: its rate is 0 throughout, so nothing would ever arrive; leave this trace out")
         steps = sorted(b - a for a, b in pairwise(times_s))
-        last = steps[len(steps) // 2] if steps else 1.0
+        last = last_s or (steps[len(steps) // 2] if steps else 1.0)
         self.name = name
         self.times = [at - times_s[0] for at in times_s] + [times_s[-1] - times_s[0] + last]
         self.rates = [rate / 8.0 for rate in rates_bit_s]  # bytes per second
@@ -99,4 +107,5 @@ class Bandwidth:
         if self.times[-1] <= seconds:
             return self
         count = max(1, bisect_right(self.times, seconds - 1e-9, 0, len(self.rates)))
-        return Bandwidth(self.times[:count], [8 * rate for rate in self.rates[:count]], self.name)
+        rates = [8 * rate for rate in self.rates[:count]]
+        return Bandwidth(self.times[:count], rates, self.name, last_s=seconds - self.times[count - 1])

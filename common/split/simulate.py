@@ -148,7 +148,7 @@ class _Client:
         end = min(self.setting.duration_s, self.bandwidth.duration_s)
         self._probe(0.0)  # a client probes when it connects, and waits for it before its first request
         now = min(self._answers[0][0], CONNECT_S) if self._answers else 0.0
-        while now < end:
+        while now < end or not self.result.requests:
             self._deliver(now)
             self._probe(now)
             before = time.perf_counter()
