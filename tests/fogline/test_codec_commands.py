@@ -46,10 +46,13 @@ def test_there_and_back(clip: Path, archive: Path, tmp_path: Path) -> None:
             assert np.sqrt((difference**2).mean()) < 20  # the right picture, the right way round
 
 
-def test_shared_state_travels_in_the_file(clip: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("codec", "more"), [("latent", []), ("nerv", ["--param", "steps=400", "--param", "channels=8"])]
+)
+def test_shared_state_travels_in_the_file(clip: Path, tmp_path: Path, codec: str, more: list[str]) -> None:
     pytest.importorskip("torch")
     path = tmp_path / "clip.fga"
-    assert main(["encode", str(clip), "-o", str(path), "--codec", "latent", "--width", "128"]) == 0
+    assert main(["encode", str(clip), "-o", str(path), "--codec", codec, "--width", "128", *more]) == 0
     assert main(["decode", str(path), "-o", str(tmp_path / "out")]) == 0
     lines = [json.loads(line) for line in (tmp_path / "out" / "images.jsonl").read_text().splitlines()]
     assert len(lines) == 5
