@@ -82,12 +82,13 @@ class Received:
 def receive(address: str, received: Received, loop: asyncio.AbstractEventLoop) -> None:
     """The receiver's commands, until its input ends."""
     ticker = Ticker(loop)
-    state: dict[str, float] = {}
+    state: dict[str, float] = {"rss": memory("VmRSS")}
 
-    def begin(check: bool) -> dict[str, Any]:
+    def begin(check: bool, warm: bool) -> dict[str, Any]:
         received.check, received.digest, received.count = check, "", 0
         Path("/proc/self/clear_refs").write_text("5")  # VmHWM begins again from what is resident now
-        state.setdefault("rss", memory("VmRSS"))  # before the first tensor came: what is kept for the next counts, too
+        if warm:  # what is kept from one tensor for the next counts as extra memory, too
+            state["rss"] = memory("VmRSS")
         ticker.start()
         state.update(cpu=time.process_time())
         return {}
@@ -104,12 +105,12 @@ def receive(address: str, received: Received, loop: asyncio.AbstractEventLoop) -
     serve({"address": address}, {"begin": begin, "end": end})
 
 
-def send(do: Callable[[], object], **others: Callable[..., dict[str, Any]]) -> None:
-    """The sender's commands: `send` does it once, until the receiver has said that it has everything."""
+def send(do: Callable[[int], object], **others: Callable[..., dict[str, Any]]) -> None:
+    """The sender's commands: `send` sends `size` bytes, until the receiver has said that it has everything."""
 
-    def once() -> dict[str, Any]:
+    def once(size: int) -> dict[str, Any]:
         cpu, began = time.process_time(), time.perf_counter()
-        do()
+        do(size)
         return {"seconds": time.perf_counter() - began, "cpu_s": time.process_time() - cpu}
 
     serve({}, {"send": once, **others})

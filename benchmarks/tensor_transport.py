@@ -3,12 +3,12 @@
     python -m fogline.benchmarks.tensor_transport [--size 64] [--repeats 9] [--rounds 400]
         [--flower PYTHON] [--hivemind PYTHON [--hivemind-source DIR]] [--quick] [--json FILE]
 
-A process for each side on loopback, mutual TLS wherever there is gRPC. All ways are connected and warmed up first, then
-take turns, in alternating order, so that a busy machine hurts all alike; medians are reported, and ratios are medians
-of the ratios within a turn. CPU seconds are those of both processes. Extra memory is the receiver's peak (VmHWM) above
-what was resident before its first tensor. Stall is the worst delay of a timer on the receiver's event loop, or on one
-beside its threads where it has none. `ours_no_crc` is the tensor plane without its checksum, which only this benchmark
-can take out.
+A process for each side on loopback, mutual TLS wherever there is gRPC. All ways are connected and warmed up by small
+tensors first, then take turns, in alternating order, so that a busy machine hurts all alike; medians are reported, and
+ratios are medians of the ratios within a turn. CPU seconds are those of both processes. Extra memory is the receiver's
+peak (VmHWM) above what was resident before its first tensor of this size: what is kept for the next one counts. Stall
+is the worst delay of a timer on the receiver's event loop, or on one beside its threads where it has none.
+`ours_no_crc` is the tensor plane without its checksum, which only this benchmark can take out.
 
 PYTHON is an interpreter that has the peer installed; a peer without one is left out. See `tensor_peers`.
 """
@@ -56,10 +56,10 @@ class Pair:
         self.receiver = Side([*command, "receive", *rest], env)
         self.sender = Side([*command, "send", *rest, "--address", str(self.receiver.hello["address"])], env)
 
-    def transfer(self, *, check: bool = False) -> dict[str, Any]:
-        """Move the tensor once; what it took."""
-        self.receiver("begin", check=check)
-        sent = self.sender("send")
+    def transfer(self, *, check: bool = False, warm: bool = False) -> dict[str, Any]:
+        """Move the tensor once; what it took. `warm`: it is the first after the way was warmed up."""
+        self.receiver("begin", check=check, warm=warm)
+        sent = self.sender("send", size=self.size)
         got = self.receiver("end")
         if got["count"] != 1:
             raise RuntimeError(f"{got['count']} tensors arrived")
@@ -71,6 +71,13 @@ class Pair:
             "digest": got["digest"],
         }
 
+    def warm_up(self) -> None:
+        """Move a small tensor a few times: code, connections and buffers that are there in any process at work."""
+        self.receiver("begin", check=False, warm=True)
+        for _ in range(4):
+            self.sender("send", size=self.size // 16)
+        self.receiver("end")
+
     def close(self) -> None:
         """End both."""
         self.receiver.close()
@@ -79,7 +86,9 @@ class Pair:
 
 def bulk(pairs: dict[str, Pair], repeats: int) -> dict[str, Any]:
     """Every way, `repeats` times in turns."""
-    digests = {name: pair.transfer(check=True)["digest"] for name, pair in pairs.items()}
+    for pair in pairs.values():
+        pair.warm_up()
+    digests = {name: pair.transfer(check=True, warm=True)["digest"] for name, pair in pairs.items()}
     if len(set(digests.values())) != 1:
         raise RuntimeError(f"not all ways brought the same bytes: {digests}")
     taken: dict[str, list[dict[str, Any]]] = {name: [] for name in pairs}

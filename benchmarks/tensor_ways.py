@@ -65,14 +65,16 @@ def tcp_receive(folder: Path) -> None:
     """Fill one buffer from a socket."""
     listener, received = socket.create_server(("127.0.0.1", 0)), Received()
 
+    def one(near: socket.socket, size: int) -> None:
+        view, at = memoryview(bytearray(size)), 0
+        while at < size:
+            at += near.recv_into(view[at:])
+        received(view)
+
     def run() -> None:
         near, _ = listener.accept()
         while head := near.recv(HEAD.size, socket.MSG_WAITALL):
-            view = memoryview(bytearray(HEAD.unpack(head)[0]))
-            at = 0
-            while at < len(view):
-                at += near.recv_into(view[at:])
-            received(view)
+            one(near, HEAD.unpack(head)[0])
             near.sendall(b"k")
 
     threading.Thread(target=run, daemon=True).start()
@@ -83,9 +85,9 @@ def tcp_send(folder: Path, address: str, size: int) -> None:
     """Write one buffer to a socket."""
     data, near = memoryview(payload(size)).cast("B"), socket.create_connection(("127.0.0.1", parse(address).port))
 
-    def once() -> None:
-        near.sendall(HEAD.pack(len(data)))
-        near.sendall(data)
+    def once(size: int) -> None:
+        near.sendall(HEAD.pack(size))
+        near.sendall(data[:size])
         near.recv(1)
 
     send(once)
@@ -164,11 +166,11 @@ def bare_send(folder: Path, address: str, size: int) -> None:
         "/bare/Push", pb.PayloadChunk.SerializeToString, pb.PayloadChunk.FromString
     )
 
-    def chunks() -> Iterator[pb.PayloadChunk]:
+    def chunks(size: int) -> Iterator[pb.PayloadChunk]:
         for at in range(0, size, CHUNK_BYTES):
             yield pb.PayloadChunk(seq=size, offset=at, data=bytes(view[at : at + CHUNK_BYTES]))
 
-    send(lambda: push(chunks()))
+    send(lambda size: push(chunks(size)))
 
 
 # -- the tensor plane
@@ -239,15 +241,15 @@ def _plane_client(folder: Path, address: str) -> TensorClient:
     return client
 
 
-def _submitter(client: TensorClient, array: Any) -> Callable[[], Future[Answered]]:
+def _submit(client: TensorClient, array: Any) -> Future[Answered]:
     header = TensorHeader(Role.ACTIVATION, Dtype.FLOAT32, array.shape, array.nbytes)
-    return lambda: client.submit(pb.Forward(), (header,), (memoryview(array).cast("B"),))
+    return client.submit(pb.Forward(), (header,), (memoryview(array).cast("B"),))
 
 
 def plane_send(folder: Path, address: str, size: int) -> None:
     """One operation per tensor, in one session."""
-    submit = _submitter(_plane_client(folder, address), payload(size))
-    send(lambda: submit().result())
+    client, array = _plane_client(folder, address), payload(size)
+    send(lambda size: _submit(client, array[: size // 4]).result())
 
 
 # -- round trips
@@ -272,10 +274,10 @@ def echo_send(folder: Path, address: str, size: int) -> None:
     coders = pb.PayloadChunk.SerializeToString, pb.PayloadChunk.FromString
     unary: Any = bare.unary_unary("/bare/Echo", *coders)
     stream = _Stream(bare.stream_stream("/bare/Echoes", *coders))
-    submit = _submitter(_plane_client(folder, plane_address), array)
+    client = _plane_client(folder, plane_address)
 
     def one() -> None:
-        assert len(submit().result().frame.parts[0]) == ECHO
+        assert len(_submit(client, array).result().frame.parts[0]) == ECHO
 
     calls: dict[str, Callable[[], object]] = {
         "unary": lambda: unary(pb.PayloadChunk(data=data)).data,
@@ -296,7 +298,7 @@ def echo_send(folder: Path, address: str, size: int) -> None:
             for name, times in taken.items()
         }
 
-    send(lambda: None, rounds=rounds)
+    send(lambda size: None, rounds=rounds)
 
 
 class _Stream:
