@@ -17,10 +17,10 @@ from fogline.common.config import TlsConfig
 from fogline.common.errors import ConfigError
 from fogline.common.rpc.accounting import LinkMeter
 from fogline.common.rpc.gen import tensors_pb2 as pb
-from fogline.common.rpc.gen import tensors_pb2_grpc
 from fogline.common.rpc.peer import Peer
 from fogline.common.rpc.server import aio_server
 from fogline.common.rpc.tensor_service import Done, Started, TensorService
+from fogline.common.rpc.tensor_stream import add_service
 from fogline.common.split.cuts import cuts
 from fogline.common.split.profile import INPUT
 from fogline.common.split.segments import split
@@ -76,8 +76,7 @@ async def serve(options: argparse.Namespace) -> None:
     folder = Path(options.tls)
     tls = TlsConfig(ca=folder / "ca.pem", cert=folder / "fog.pem", key=folder / "fog.key")
     service = TensorService(tails, Limits())
-    add = tensors_pb2_grpc.add_TensorServiceServicer_to_server
-    server, port = await aio_server(options.listen, tls, LinkMeter("edge-fog"), [(add, service)])
+    server, port = await aio_server(options.listen, tls, LinkMeter("edge-fog"), [(add_service, service)])
     sys.stdout.write(f"ready {port}\n")
     sys.stdout.flush()
     await server.wait()

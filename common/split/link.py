@@ -181,22 +181,27 @@ class LinkEstimator:
 
         Far from that rate little depends on the link and probes are rare; near it they are frequent.
         """
-        least = self.settings.probe_every_s[0]
-        since = now - max(self._probed, self._observed)
-        if self._outstanding and not self._lost:
-            return False  # they will tell
-        if self._lost:
-            return now - self._probed >= self._wait
-        if math.isnan(self._x):
-            return now - self._probed >= least
-        if since < least:
+        if not self.may_probe(now):
             return False
-        if since >= self._wait:
+        if self._lost or math.isnan(self._x):
+            return True
+        if now - max(self._probed, self._observed) >= self._wait:
             return True
         if rate_bit_s is None or not 0 < rate_bit_s < math.inf:
             return False
         away = abs(self._x - math.log(8.0 / rate_bit_s))
         return 0.5 * math.erfc(away / max(self._spread(now), 1e-9) / math.sqrt(2)) > self.settings.chance
+
+    def may_probe(self, now: float) -> bool:
+        """Whether a probe could be due at all, whatever rate is in question; cheap to ask."""
+        least = self.settings.probe_every_s[0]
+        if self._lost:
+            return now - self._probed >= self._wait
+        if self._outstanding:
+            return False  # they will tell
+        if math.isnan(self._x):
+            return now - self._probed >= least
+        return now - max(self._probed, self._observed) >= least
 
     def probe_failed(self) -> None:
         """No connection for a probe: the next one later, up to the longest interval."""

@@ -79,7 +79,7 @@ class Planner:
 
     def probe_due(self, now: float) -> int | None:
         """Bytes of a probe that should go out now over the idle link; None for none."""
-        if not self.policy.adaptive:
+        if not self.policy.adaptive or not self.link.may_probe(now):
             return None
         rate = self.policy.worth_bit_s(self.live.load, self.link.estimate(now).rtt_s)
         return self.link.probe_size(rate) if self.link.probe_due(now, rate) else None
