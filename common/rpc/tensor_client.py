@@ -275,13 +275,17 @@ class TensorClient:
             frame = None
             with self._changed:
                 self._moved = time.monotonic()
+                opens = not isinstance(message, Chunk) and message.HasField("opened")
+                if opens == (self._stream == number):
+                    what = "opened the session twice" if opens else "spoke before it opened the session"
+                    raise ProtocolError(f"{self._address} {what}")
                 if isinstance(message, Chunk):
                     frame = self._session.chunk(message)
                 elif message.HasField("answer"):
                     frame = self._session.answer(messages.answer(message.answer), message.answer.durable_through)
                 elif message.HasField("chunk"):
                     frame = self._session.chunk(messages.chunk_of(message.chunk))
-                elif message.HasField("opened"):
+                elif opens:
                     self._take_opened(message.opened, number)
                     backoff.reset()
                     ready.set()

@@ -91,6 +91,7 @@ class ClientSession:
         self._sending: Outgoing | None = None
         self._next = resume_from + 1  # the operation to send after that
         self._receiving: Incoming | None = None
+        self._broken_off = False  # what is being received came over a connection that is gone
         self._durable_then = 0  # once the answer that is coming is whole
 
     # -- what the user does
@@ -170,6 +171,7 @@ class ClientSession:
     def lost(self) -> None:
         """The connection is gone; the log stays."""
         self._attached, self._sending = False, None
+        self._broken_off = self._receiving is not None
 
     @property
     def ready(self) -> bool:
@@ -208,12 +210,15 @@ class ClientSession:
 
     def answer(self, start: Start, durable_through: int = 0) -> Frame | None:
         """The header of an answer came; returns the answer if that is all of it. Raises ProtocolError."""
+        if self._receiving is not None and not self._broken_off:
+            raise ProtocolError(f"answer {start.seq} came within the payload of {self._receiving.start.seq}")
         if start.seq != self.answered + 1 or start.seq > self.submitted:
             raise ProtocolError(f"an answer to {start.seq}; {self.answered + 1} of {self.submitted} comes next")
         if durable_through > start.seq:
             raise ProtocolError(
                 f"the answer to {start.seq} calls {durable_through} durable, which was not executed yet"
             )
+        self._receiving, self._broken_off = None, False  # a restarted host begins an answer anew
         self._receiving, self._durable_then = Incoming(start, self._limits, self._memory), durable_through
         return self._received()
 
@@ -221,6 +226,7 @@ class ClientSession:
         """A part of an answer came; returns the answer if that was the last."""
         if self._receiving is None:
             raise ProtocolError(f"a chunk of answer {chunk.seq} without its header")
+        self._broken_off = False
         try:
             self._receiving.take(chunk)
         except ProtocolError:
