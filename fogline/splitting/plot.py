@@ -66,6 +66,8 @@ def latency(outcome: Outcome, bandwidth: Bandwidth, path: Path) -> None:
             label = f"{name} ({outcome.fixed})" if name == "best fixed" else name
             below.plot(times, values, color=_colour(name), linewidth=width, label=label, alpha=0.9)
         below.set_yscale("log")
+        below.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+        below.yaxis.set_minor_formatter(lambda value, _: f"{value:,.0f}" if f"{value:.0e}"[0] in "25" else "")
         below.set_ylabel("latency of the request under way, ms")
         below.set_xlabel("seconds of the trace")
         below.set_xlim(0, min(end, bandwidth.duration_s))
@@ -91,7 +93,7 @@ def regret(outcomes: Sequence[Outcome], policies: Sequence[str], path: Path) -> 
         axes.set_ylabel("traces, %")
         axes.set_ylim(0, 101)
         axes.set_title(f"{len(outcomes)} traces; dotted: 10 % at the 95th percentile", loc="left", fontsize=10)
-        axes.legend(frameon=False, loc="lower right")
+        figure.legend(loc="outside lower center", ncols=4, frameon=False)
         _save(figure, path)
 
 
