@@ -7,10 +7,8 @@ The sender announces the tree and pushes the objects with Flower's own `push_obj
 and server; the receiver keeps them in Flower's `InMemoryObjectStore` and inflates them to an array. Left out in its
 favour: the SuperLink's records of runs, and that the receiving app would pull everything from the SuperLink once more.
 
-**hivemind**: `serialize_torch_tensor`, `split_for_streaming`, `ExpertRequest`s by `P2P.send_protobuf`, and
-`deserialize_tensor_stream`, as `RemoteExpert` and `ConnectionHandler` do. Between the two is one Unix socket in place
-of a socket to the sender's daemon, an encrypted connection to the receiver's daemon and another socket: the daemon
-(p2pd) is in no package; its set-up downloads or builds it. So its figures are a bound that the whole can't reach.
+**hivemind**: `serialize_torch_tensor`, `split_for_streaming`, a stream of `ExpertRequest`s over hivemind's own libp2p
+daemons with TLS, and `deserialize_tensor_stream`, as the forward call of a remote expert does.
 """
 
 from __future__ import annotations
@@ -18,8 +16,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import threading
-from collections.abc import AsyncIterator
-from contextlib import suppress
+import typing
 from pathlib import Path
 from typing import Any
 
@@ -111,52 +108,69 @@ def flower_send(folder: Path, address: str, size: int) -> None:
 # -- hivemind
 
 
-def hivemind_receive(folder: Path) -> None:
-    """hivemind's framing on a Unix socket, into a tensor."""
+def _transfer(received: Received) -> Any:
     from hivemind.compression import deserialize_tensor_stream
-    from hivemind.p2p.p2p_daemon import P2P
-    from hivemind.proto import runtime_pb2
+    from hivemind.p2p import P2PContext, ServicerBase
+    from hivemind.proto.runtime_pb2 import ExpertRequest, ExpertResponse
+    from hivemind.utils.asyncio import amap_in_executor
 
-    received, loop, path = Received(), new_loop(), str(folder / "hivemind.socket")
+    class Transfer(ServicerBase):  # type: ignore[misc]  # untyped
+        """An expert that takes its input. hivemind reads the types of requests and responses from the annotations."""
 
-    async def parts(reader: asyncio.StreamReader) -> AsyncIterator[Any]:
-        while True:
-            request, error = await P2P.receive_protobuf(runtime_pb2.ExpertRequest, reader)
-            if error is not None:  # the end of the stream
-                return
-            yield request.tensors
+        async def rpc_forward_stream(self, requests: Any, context: Any) -> Any:
+            (tensor,) = await deserialize_tensor_stream(amap_in_executor(lambda request: request.tensors, requests))
+            received(tensor.numpy())
+            del tensor
+            yield ExpertResponse()
 
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with suppress(asyncio.IncompleteReadError):  # the sender has ended
-            while True:
-                tensor = (await deserialize_tensor_stream(parts(reader)))[0]
-                received(tensor.numpy())
-                del tensor
-                await P2P.send_protobuf(runtime_pb2.ExpertResponse(), writer)
+    Transfer.rpc_forward_stream.__annotations__.update(
+        requests=typing.AsyncIterator[ExpertRequest],
+        context=P2PContext,
+        **{"return": typing.AsyncIterator[ExpertResponse]},
+    )
+    return Transfer()
 
-    asyncio.run_coroutine_threadsafe(asyncio.start_unix_server(serve, path), loop).result()
-    receive(path, received, loop)
+
+def hivemind_receive(folder: Path) -> None:
+    """An expert behind a daemon."""
+    from hivemind.p2p import P2P
+
+    received, loop = Received(), new_loop()
+
+    async def start() -> str:
+        p2p = await P2P.create(host_maddrs=["/ip4/127.0.0.1/tcp/0"])
+        await _transfer(received).add_p2p_handlers(p2p)
+        return str((await p2p.get_visible_maddrs())[0])
+
+    receive(asyncio.run_coroutine_threadsafe(start(), loop).result(), received, loop)
 
 
 def hivemind_send(folder: Path, address: str, size: int) -> None:
-    """Serialise, split, frame."""
+    """Serialise, split, call."""
     import torch
     from hivemind.compression import serialize_torch_tensor
-    from hivemind.p2p.p2p_daemon import P2P
-    from hivemind.proto import runtime_pb2
+    from hivemind.p2p import P2P, PeerID
+    from hivemind.p2p.p2p_daemon_bindings.control import DEFAULT_MAX_MSG_SIZE
+    from hivemind.proto.runtime_pb2 import ExpertRequest
+    from hivemind.utils.asyncio import amap_in_executor, iter_as_aiter
     from hivemind.utils.streaming import split_for_streaming
 
     torch.set_num_threads(1)
     tensor, loop = torch.from_numpy(array(size)), new_loop()
-    reader, writer = asyncio.run_coroutine_threadsafe(asyncio.open_unix_connection(address), loop).result()
 
-    async def push(size: int) -> None:
-        for part in split_for_streaming(serialize_torch_tensor(tensor[: size // 4])):
-            await P2P.send_protobuf(runtime_pb2.ExpertRequest(tensors=[part]), writer)
-        await P2P.send_protobuf(P2P.END_OF_STREAM, writer)
-        await P2P.receive_protobuf(runtime_pb2.ExpertResponse, reader)
+    async def start() -> Any:
+        p2p = await P2P.create(initial_peers=[address], host_maddrs=["/ip4/127.0.0.1/tcp/0"], dht_mode="client")
+        return type(_transfer(Received())).get_stub(p2p, PeerID.from_base58(address.rpartition("/")[2]))
 
-    send(lambda size: asyncio.run_coroutine_threadsafe(push(size), loop).result())
+    stub = asyncio.run_coroutine_threadsafe(start(), loop).result()
+
+    async def call(size: int) -> None:
+        parts = iter(split_for_streaming(serialize_torch_tensor(tensor[: size // 4]), DEFAULT_MAX_MSG_SIZE))
+        requests = amap_in_executor(lambda part: ExpertRequest(uid="x", tensors=[part]), iter_as_aiter(parts))
+        async for _ in await stub.rpc_forward_stream(requests):
+            pass
+
+    send(lambda size: asyncio.run_coroutine_threadsafe(call(size), loop).result())
 
 
 def main() -> None:

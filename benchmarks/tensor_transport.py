@@ -1,11 +1,12 @@
 """Moving a tensor between two processes: the tensor plane against a raw socket, bare gRPC, Flower and hivemind.
 
     python -m fogline.benchmarks.tensor_transport [--size 64] [--repeats 9] [--rounds 400]
-        [--flower PYTHON] [--hivemind PYTHON [--hivemind-source DIR]] [--quick] [--json FILE]
+        [--flower PYTHON] [--hivemind PYTHON] [--quick] [--json FILE]
 
 A process for each side on loopback, mutual TLS wherever there is gRPC. All ways are connected and warmed up by small
 tensors first, then take turns, in alternating order, so that a busy machine hurts all alike; medians are reported, and
-ratios are medians of the ratios within a turn. CPU seconds are those of both processes. Extra memory is the receiver's
+ratios are medians of the ratios within a turn. CPU seconds are those of both processes, and of daemons that
+they start. Extra memory is the receiver's
 peak (VmHWM) above what was resident before its first tensor of this size: what is kept for the next one counts. Stall
 is the worst delay of a timer on the receiver's event loop, or on one beside its threads where it has none.
 `ours_no_crc` is the tensor plane without its checksum, which only this benchmark can take out.
@@ -46,12 +47,12 @@ def enrol(folder: Path) -> None:
 class Pair:
     """A receiver and its sender."""
 
-    def __init__(self, way: str, folder: Path, size: int, python: str = "", source: str = "") -> None:
+    def __init__(self, way: str, folder: Path, size: int, python: str = "") -> None:
         module = "fogline.benchmarks.tensor_" + ("peers" if python else "ways")
         command = [python or sys.executable, "-m", module, way]
         rest = ["--folder", str(folder), "--size", str(size)]
         root = str(Path(__file__).resolve().parents[1])
-        env = {"PYTHONPATH": f"{root}:{source}" if source else root, "OMP_NUM_THREADS": "1"}
+        env = {"PYTHONPATH": root, "OMP_NUM_THREADS": "1"}
         self.size = size
         self.receiver = Side([*command, "receive", *rest], env)
         self.sender = Side([*command, "send", *rest, "--address", str(self.receiver.hello["address"])], env)
@@ -134,7 +135,7 @@ def main() -> None:
         if options.flower:
             pairs["flower"] = Pair("flower", folder, size, options.flower)
         if options.hivemind:
-            pairs["hivemind"] = Pair("hivemind", folder, size, options.hivemind, options.hivemind_source)
+            pairs["hivemind"] = Pair("hivemind", folder, size, options.hivemind)
         found = bulk(pairs, repeats)
         for pair in pairs.values():
             pair.close()
