@@ -347,6 +347,7 @@ class TensorService(tensors_pb2_grpc.TensorServiceServicer):
                 item: Response = Reply(message, live.host.durable) if isinstance(message, Start) else message
                 live.writing = True
                 await context.write(item)
+                del item  # and with it the answer's memory
                 live.writing, live.moved = False, time.monotonic()
             elif live.over is not None:
                 return
@@ -386,7 +387,8 @@ class TensorService(tensors_pb2_grpc.TensorServiceServicer):
         async with self._slots:
             live.executing = frame.seq
             queued_s = time.monotonic() - live.arrived.pop(frame.seq, time.monotonic())
-            work = partial(_run, live.started.hosted, frame, live.host.answers, queued_s)
+            # The thread lets go of its work only after it was told that it is done, so it takes the frame out of a box.
+            work = partial(_run, live.started.hosted, [frame], live.host.answers, queued_s)
             answer, saved = await asyncio.get_running_loop().run_in_executor(live.thread, work)
             live.executing = 0
         if saved:
@@ -422,11 +424,12 @@ class TensorService(tensors_pb2_grpc.TensorServiceServicer):
             await self._forget(session, forget=False)
 
 
-def _run(hosted: Hosted, frame: Frame, kept: tuple[Frame, ...], queued_s: float) -> tuple[Frame, bool]:
+def _run(hosted: Hosted, box: list[Frame], kept: tuple[Frame, ...], queued_s: float) -> tuple[Frame, bool]:
     """Execute on the session's thread; returns the answer, and whether the state after it is durable.
 
-    `kept` are the answers before it that may have to be sent again.
+    Empties `box`. `kept` are the answers before it that may have to be sent again.
     """
+    frame = box.pop()
     began, queued_us, saved = time.monotonic(), int(queued_s * 1e6), False
     try:
         done = hosted.execute(frame.body, frame)

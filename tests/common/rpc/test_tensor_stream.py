@@ -56,6 +56,13 @@ def test_operations_are_answered_in_order_whatever_their_size(serving):
     assert serving.host.hosted[0].closed
 
 
+def test_an_operations_memory_is_free_before_its_answer_leaves(serving):
+    with serving.client() as client:
+        for _ in range(200):
+            send(client, b"x" * 1000).result(20)
+            assert serving.host.hosted[0].last() is None
+
+
 def test_a_dropped_connection_loses_and_repeats_nothing(serving, line):
     with serving.client(line.port) as client:
         done = 0
