@@ -28,7 +28,7 @@ from fogline.common.rpc.retry import Backoff
 from fogline.common.rpc.status import translate
 from fogline.common.rpc.tensor_stream import Request, session_method
 from fogline.common.wire.session_client import ClientSession
-from fogline.common.wire.tensors import Buffer, Chunk, Frame, Limits, TensorHeader
+from fogline.common.wire.tensors import CHUNK_BYTES, Buffer, Chunk, Frame, Limits, TensorHeader
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +62,8 @@ class Timing:
 class TensorClient:
     """One session with a tail host. Close it, or use it in `with`.
 
-    `give_up_s`: how long to try without any progress before what waits fails with UnavailableError. Errors that trying
+    `stall_s`: a connection on which something is awaited and nothing comes or goes for so long is given up.
+    `give_up_s`: how long to connect again and again without any progress before what waits fails. Errors that trying
     again does not mend fail it at once.
     """
 
@@ -98,6 +99,8 @@ class TensorClient:
         self._stream = 0  # number of the connection that may send
         self._call: Any = None
         self._moved = time.monotonic()  # when something last came or went
+        self._held = (0, 0)  # by the host, when it last said so: operations, and bytes of the next
+        self._idle = False  # when the last connection broke, nothing was under way
         self._lost = 0.0  # when the last connection broke that a host had opened
         self._failure: FoglineError | None = None
         self._closing = self._closed = False
@@ -218,34 +221,42 @@ class TensorClient:
             self._end(InternalError(f"session with {self._address} failed: {error!r}"))
 
     def _keep_connected(self) -> None:
-        backoff, broken, since = Backoff(base_s=0.1, cap_s=5.0), 0, time.monotonic()
+        backoff, broken = Backoff(base_s=0.1, cap_s=5.0), 0
+        since, seen = time.monotonic(), self._progress
         while not self._stop.is_set():
-            answered = self._session.answered
+            began = time.monotonic()
             try:
-                self._connection(backoff)
+                self._connection()
                 return
+            except _LostError as error:
+                raise UnavailableError(str(error)) from error
             except (UnavailableError, CapacityError) as error:
-                if isinstance(error, _LostError):
-                    raise UnavailableError(str(error)) from error
                 if isinstance(error, CapacityError) and not self._opened.is_set():
                     raise
                 trouble: FoglineError = error
             except (ProtocolError, InternalError) as error:  # damage on the way looks like either
                 broken += 1
-                if broken >= MAX_BROKEN and self._session.answered == answered:
-                    raise
                 trouble = error
             if self._stop.is_set():
                 return
-            if self._session.answered != answered:
-                broken = 0
-            since = max(since, self._lost)
-            log.warning("tensor session lost its connection", extra={"peer": self._address, "error_text": str(trouble)})
-            if time.monotonic() - since > self._give_up_s:
+            now = time.monotonic()
+            # A connection on which nothing was asked for was good if it lasted.
+            if self._progress != seen or (self._idle and self._lost - began > self._stall_s):
+                since, seen, broken = now, self._progress, 0
+                backoff.reset()
+            elif broken >= MAX_BROKEN or now - since > self._give_up_s:
                 raise trouble
+            elif now - self._moved > self._stall_s / 2:
+                self._session.limit_chunks(self._session.chunk_bytes // 4)  # too slow a link for one to pass in time
+            log.warning("tensor session lost its connection", extra={"peer": self._address, "error_text": str(trouble)})
             backoff.wait(self._stop)
 
-    def _connection(self, backoff: Backoff) -> None:
+    @property
+    def _progress(self) -> tuple[int, ...]:
+        """What was answered, and what the host held when it last said so."""
+        return self._session.answered, *self._held
+
+    def _connection(self) -> None:
         """Serve one connection. Returns when the session was closed; raises why it ended otherwise."""
         channel = connect(self._address, self._tls, meter=self._meter, deadline_s=self._connect_s, me=self._me)
         try:
@@ -257,11 +268,11 @@ class TensorClient:
             self._call = call
             try:
                 with translate(self._address):
-                    self._read(call, number, ready, backoff)
+                    self._read(call, number, ready)
             finally:
                 with self._changed:
                     if self._stream:
-                        self._lost = time.monotonic()
+                        self._lost, self._idle = time.monotonic(), not self._session.under_way
                     self._stream, self._call = 0, None
                     self._session.lost()
                     self._notify()
@@ -270,13 +281,14 @@ class TensorClient:
         finally:
             channel.close()
 
-    def _read(self, call: Any, number: int, ready: threading.Event, backoff: Backoff) -> None:
+    def _read(self, call: Any, number: int, ready: threading.Event) -> None:
         for message in call:
             frame = None
             with self._changed:
                 self._moved = time.monotonic()
                 opens = not isinstance(message, Chunk) and message.HasField("opened")
-                if opens == (self._stream == number):
+                progress = not isinstance(message, Chunk) and message.HasField("progress")
+                if opens == (self._stream == number) and not progress:
                     what = "opened the session twice" if opens else "spoke before it opened the session"
                     raise ProtocolError(f"{self._address} {what}")
                 if isinstance(message, Chunk):
@@ -287,7 +299,6 @@ class TensorClient:
                     frame = self._session.chunk(messages.chunk_of(message.chunk))
                 elif opens:
                     self._take_opened(message.opened, number)
-                    backoff.reset()
                     ready.set()
             if frame is not None:
                 self._deliver(frame)
@@ -301,6 +312,8 @@ class TensorClient:
             self._session.opened(messages.opened(message), messages.limits_of(message.limits, self._limits))
         except UnavailableError as error:
             raise _LostError(str(error)) from error
+        self._session.limit_chunks(message.limits.max_chunk_bytes or CHUNK_BYTES)
+        self._held = (message.held_through, message.partial_bytes)
         self._stream = number
         self._opened.set()
         self._notify()
@@ -313,6 +326,7 @@ class TensorClient:
         hello.CopyFrom(self._hello)
         hello.answered_through, hello.rollback_to = opening.answered_through, opening.rollback_to
         hello.partial_answer, hello.partial_bytes = opening.partial_answer, opening.partial_bytes
+        hello.max_chunk_bytes = opening.chunk_bytes
         yield pb.SessionRequest(open=hello)
         ready.wait()
         while True:
@@ -321,14 +335,13 @@ class TensorClient:
                     if self._stream != number:
                         return
                     message = self._session.next()
-                    if message is not None:
+                    if message is not None or self._closing:
                         break
-                    if self._closing:
-                        self._changed.notify_all()
-                        yield pb.SessionRequest(close=pb.CloseSession())
-                        return
                     self._sendable.wait()
                 self._moved = time.monotonic()  # gRPC asks for more: what came before is on its way
+            if message is None:
+                yield pb.SessionRequest(close=pb.CloseSession())
+                return
             yield message
 
     def _deliver(self, frame: Frame) -> None:

@@ -93,7 +93,13 @@ def opening(message: pb.OpenSession) -> Opening:
         )
     if len(message.session) != SESSION_ID_BYTES:
         raise ProtocolError(f"a session id of {len(message.session)} bytes; {SESSION_ID_BYTES} are wanted")
-    return Opening(message.answered_through, message.partial_answer, message.partial_bytes, message.rollback_to)
+    return Opening(
+        message.answered_through,
+        message.partial_answer,
+        message.partial_bytes,
+        message.rollback_to,
+        message.max_chunk_bytes,
+    )
 
 
 def opened(message: pb.SessionOpened) -> Opened:

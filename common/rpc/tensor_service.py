@@ -6,12 +6,12 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from fogline.common.errors import (
     CapacityError,
@@ -33,6 +33,8 @@ from fogline.common.wire.session_host import HostSession, Reply
 from fogline.common.wire.tensors import Buffer, Chunk, Frame, Limits, Start, TensorHeader
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 PROGRESS_S = 2.0  # how often a client hears that an operation goes on
 MAX_PADDING = 256 * 1024
@@ -147,6 +149,7 @@ class TensorService(tensors_pb2_grpc.TensorServiceServicer):
         self._live: dict[bytes, _Live] = {}
         self._opening: dict[bytes, tuple[asyncio.Lock, int]] = {}  # by session: with how many that hold or await it
         self._starting: Counter[Peer] = Counter()  # sessions that the executor is making
+        self._starts: dict[bytes, asyncio.Task[tuple[_Live, bool]]] = {}
         self._sweeper: asyncio.Task[None] | None = None
 
     @property
@@ -187,7 +190,8 @@ class TensorService(tensors_pb2_grpc.TensorServiceServicer):
         messages.opening(first.open)
         session = first.open.session
         async with self._alone(session):
-            live, fresh = await self._attach(peer, first.open)
+            live, fresh = await self._while_telling(context, self._attach(peer, first.open))
+            live.stream = asyncio.current_task()
         try:
             said = live.host.attach(messages.opening(first.open))
             log.info("session attached", extra={"device": peer.name, "session": session.hex(), "fresh": fresh})
@@ -200,6 +204,17 @@ class TensorService(tensors_pb2_grpc.TensorServiceServicer):
                 live.host.detach()
         if closed and self._live.get(session) is live:
             await self._forget(session, forget=True)
+
+    async def _while_telling(self, context: Any, work: Coroutine[Any, Any, T]) -> T:
+        """The result of `work`, which a client that waits for it hears of."""
+        task = asyncio.create_task(work)
+        try:
+            while not (await asyncio.wait({task}, timeout=PROGRESS_S))[0]:
+                await context.write(pb.SessionResponse(progress=pb.Progress()))
+        except BaseException:
+            task.cancel()
+            raise
+        return task.result()
 
     @asynccontextmanager
     async def _alone(self, session: bytes) -> AsyncIterator[None]:
@@ -226,11 +241,23 @@ class TensorService(tensors_pb2_grpc.TensorServiceServicer):
             await asyncio.wait({live.stream}, timeout=5.0)
         if live is not None and (message.rollback_to or live.over is not None):
             await self._forget(message.session, forget=False)
-        live, fresh = self._live.get(message.session), False  # which may have been closed meanwhile
-        if live is None:
-            live, fresh = await self._start(peer, message)
-        live.stream, live.moved = asyncio.current_task(), time.monotonic()
-        return live, fresh
+        held = self._live.get(message.session)  # which may have been closed meanwhile
+        if held is not None:
+            return held, False
+        # A start goes on when its stream ends: the next one of the session finds it, made or half made.
+        start = self._starts.get(message.session)
+        if start is None:
+            start = self._starts[message.session] = asyncio.create_task(self._start(peer, message))
+            start.add_done_callback(partial(self._started, message.session))
+        made, fresh = await asyncio.shield(start)
+        if made.peer != peer:
+            raise IdentityError(f"session {message.session.hex()} is not of {peer.name}; open one of your own")
+        return made, fresh
+
+    def _started(self, session: bytes, start: asyncio.Task[tuple[_Live, bool]]) -> None:
+        del self._starts[session]
+        if not start.cancelled() and (error := start.exception()) is not None:
+            log.info("no session was made", extra={"session": session.hex(), "error_text": str(error)})
 
     async def _start(self, peer: Peer, message: pb.OpenSession) -> tuple[_Live, bool]:
         await self._drop_expired()
@@ -282,6 +309,7 @@ class TensorService(tensors_pb2_grpc.TensorServiceServicer):
 
     async def _serve(self, live: _Live, requests: AsyncIterator[pb.SessionRequest | Chunk], context: Any) -> None:
         """Read and write until the client closes the session. Raises when the stream breaks or stalls."""
+        live.writing, live.progress, live.moved = False, False, time.monotonic()
         reader = asyncio.create_task(self._read(live, requests))
         writer = asyncio.create_task(self._write(live, context))
         watch = asyncio.create_task(self._watch(live))
@@ -304,10 +332,9 @@ class TensorService(tensors_pb2_grpc.TensorServiceServicer):
         host = live.host
         async for message in requests:
             live.moved = time.monotonic()
+            held = host.held
             if isinstance(message, Chunk):
                 host.chunk(message)
-                if host.receiving:
-                    continue
             elif message.HasField("chunk"):
                 host.chunk(messages.chunk_of(message.chunk))
             elif message.HasField("operation"):
@@ -319,8 +346,8 @@ class TensorService(tensors_pb2_grpc.TensorServiceServicer):
                 return
             else:
                 raise ProtocolError("a session request of a kind that is unknown here; update the older end")
-            if not host.receiving:
-                live.arrived.setdefault(host.held, time.monotonic())
+            if host.held != held:
+                live.arrived[host.held] = time.monotonic()
                 live.work.set()
             while host.full:
                 live.room.clear()
@@ -351,46 +378,52 @@ class TensorService(tensors_pb2_grpc.TensorServiceServicer):
                 live.writing, live.moved = False, time.monotonic()
             elif live.over is not None:
                 return
-            elif live.progress and live.executing:
+            elif live.progress:
                 live.progress = False
-                await context.write(pb.SessionResponse(progress=pb.Progress(seq=live.executing)))
+                await context.write(pb.SessionResponse(progress=pb.Progress(seq=live.executing or live.host.held + 1)))
             else:
                 await live.answers.wait()
 
     async def _watch(self, live: _Live) -> None:
-        """Let the client hear of progress, and raise UnavailableError when it is in the middle of a frame, either way,
-        and nothing moves. Between frames it may be silent for as long as it likes.
+        """Let the client hear of progress, which is that something is executed or comes in: what it has sent may be in
+        buffers on the way. Raise UnavailableError when it is in the middle of a frame, either way, and nothing moves.
+        Between frames it may be silent for as long as it likes.
         """
-        live.writing, live.progress, live.moved = False, False, time.monotonic()
+        told = live.moved
         while True:
             silent = time.monotonic() - live.moved
-            if silent > self._stall_s:
-                if live.writing or (live.host.receiving and not live.host.full):
-                    raise UnavailableError(f"nothing moved for {silent:.0f} s in the middle of a frame")
-                silent = 0.0
-            await asyncio.sleep(min(self._stall_s - silent + 0.01, PROGRESS_S))
-            live.progress = live.executing > 0
-            live.answers.set()
+            if silent > self._stall_s and (live.writing or (live.host.receiving and not live.host.full)):
+                raise UnavailableError(f"nothing moved for {silent:.0f} s in the middle of a frame")
+            await asyncio.sleep(min(PROGRESS_S, self._stall_s / 4))
+            if live.executing or (live.host.receiving and live.moved != told):
+                live.progress, told = True, live.moved
+                live.answers.set()
 
     async def _execute(self, session: bytes, live: _Live) -> None:
         """Execute what comes, also while there is no connection."""
-        while live.over is None:
-            frame = live.host.take()
-            if frame is None:
-                live.work.clear()
-                await live.work.wait()
-            else:
-                await self._execute_one(session, live, frame)
-            del frame  # its memory may be used again
+        try:
+            while live.over is None:
+                frame = live.host.take()
+                if frame is None:
+                    live.work.clear()
+                    await live.work.wait()
+                else:
+                    await self._execute_one(session, live, frame)
+                del frame  # its memory may be used again
+        except Exception:  # the root of the task: the client must not wait for ever
+            log.exception("a session failed by a mistake of ours", extra={"session": session.hex()})
+            live.over = InternalError("the session failed; see the log of the host")
+            live.answers.set()
+            live.room.set()
 
     async def _execute_one(self, session: bytes, live: _Live, frame: Frame) -> None:
+        live.executing = frame.seq
         async with self._slots:
-            live.executing = frame.seq
             queued_s = time.monotonic() - live.arrived.pop(frame.seq, time.monotonic())
             # The thread lets go of its work only after it was told that it is done, so it takes the frame out of a box.
             work = partial(_run, live.started.hosted, [frame], live.host.answers, queued_s)
             answer, saved = await asyncio.get_running_loop().run_in_executor(live.thread, work)
-            live.executing = 0
+        live.executing = 0
         if saved:
             live.host.checkpointed(frame.seq)
         live.host.done(answer)
@@ -420,6 +453,8 @@ class TensorService(tensors_pb2_grpc.TensorServiceServicer):
         """End every session; checkpoints stay."""
         if self._sweeper is not None:
             self._sweeper.cancel()
+        if self._starts:
+            await asyncio.wait(self._starts.values())
         for session in list(self._live):
             await self._forget(session, forget=False)
 

@@ -15,6 +15,7 @@ from fogline.common.errors import CapacityError, ProtocolError, UnavailableError
 from fogline.common.wire.memory import PayloadMemory
 from fogline.common.wire.tensors import (
     CHUNK_BYTES,
+    MIN_CHUNK_BYTES,
     Buffer,
     Chunk,
     Frame,
@@ -37,6 +38,7 @@ class Opening:
     partial_answer: int = 0  # of which a part is held
     partial_bytes: int = 0
     rollback_to: int = 0  # a checkpoint to begin again from
+    chunk_bytes: int = 0  # answers come in no larger chunks; 0: as the host likes
 
 
 @dataclass(frozen=True)
@@ -139,8 +141,17 @@ class ClientSession:
         """What to open a connection with."""
         held = self._receiving
         if held is None:
-            return Opening(self.answered, rollback_to=self._rollback)
-        return Opening(self.answered, held.start.seq, held.offset, self._rollback)
+            return Opening(self.answered, 0, 0, self._rollback, self._chunk_bytes)
+        return Opening(self.answered, held.start.seq, held.offset, self._rollback, self._chunk_bytes)
+
+    @property
+    def chunk_bytes(self) -> int:
+        """What is sent at once, and asked for."""
+        return self._chunk_bytes
+
+    def limit_chunks(self, most: int) -> None:
+        """From the next frame on send no more than `most` at once, from the next connection on ask for no more."""
+        self._chunk_bytes = min(self._chunk_bytes, max(MIN_CHUNK_BYTES, most))
 
     def opened(self, opened: Opened, limits: Limits | None = None) -> None:
         """The host answered. Raises UnavailableError when it has lost what the log no longer holds."""

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from fogline.common.errors import ProtocolError
 from fogline.common.wire.memory import PayloadMemory
 from fogline.common.wire.session_client import Opened, Opening
-from fogline.common.wire.tensors import CHUNK_BYTES, Chunk, Frame, Incoming, Limits, Outgoing, Start
+from fogline.common.wire.tensors import CHUNK_BYTES, MIN_CHUNK_BYTES, Chunk, Frame, Incoming, Limits, Outgoing, Start
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,7 @@ class HostSession:
         memory: PayloadMemory | None = None,
     ) -> None:
         self._limits, self._chunk_bytes, self._memory = limits, chunk_bytes, memory or PayloadMemory()
+        self._most = chunk_bytes
         self.executed = self.durable = self._held = executed
         self._acknowledged = executed - len(answers)
         self._skipped = 0  # the client has the answers up to here already
@@ -87,6 +88,7 @@ class HostSession:
         answered = opening.answered_through
         if opening.partial_answer and opening.partial_answer != answered + 1:
             raise ProtocolError(f"a part of answer {opening.partial_answer} after {answered} answers")
+        self._chunk_bytes = min(self._most, max(MIN_CHUNK_BYTES, opening.chunk_bytes or self._most))
         self._acknowledge(answered)
         self._skipped = answered
         self._next, self._sending, self._attached = max(answered, self._acknowledged) + 1, None, True

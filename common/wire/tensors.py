@@ -17,6 +17,7 @@ from fogline.common.errors import ProtocolError
 from fogline.common.wire.memory import PayloadMemory
 
 CHUNK_BYTES = 256 * 1024
+MIN_CHUNK_BYTES = 8 * 1024  # below, the messages around them cost more
 MAX_DIMS = 8
 MAX_STAGES = 4
 MAX_PARAMS = 64 * 1024  # bytes, of one stage

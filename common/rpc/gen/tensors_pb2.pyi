@@ -426,7 +426,7 @@ class SessionResponse(_message.Message):
     PROGRESS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def opened(self) -> Global___SessionOpened:
-        """first"""
+        """first, but for progress"""
 
     @_builtins.property
     def answer(self) -> Global___Answer: ...
@@ -464,6 +464,7 @@ class OpenSession(_message.Message):
     PARTIAL_ANSWER_FIELD_NUMBER: _builtins.int
     PARTIAL_BYTES_FIELD_NUMBER: _builtins.int
     ROLLBACK_TO_FIELD_NUMBER: _builtins.int
+    MAX_CHUNK_BYTES_FIELD_NUMBER: _builtins.int
     session: _builtins.bytes
     """16 random bytes by the client"""
     protocol: _builtins.int
@@ -479,6 +480,8 @@ class OpenSession(_message.Message):
     """of its payload"""
     rollback_to: _builtins.int
     """begin again from the checkpoint made there; 0: go on"""
+    max_chunk_bytes: _builtins.int
+    """of answers; 0: as the host likes"""
     def __init__(
         self,
         *,
@@ -490,10 +493,11 @@ class OpenSession(_message.Message):
         partial_answer: _builtins.int = ...,
         partial_bytes: _builtins.int = ...,
         rollback_to: _builtins.int = ...,
+        max_chunk_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["answered_through", b"answered_through", "mode", b"mode", "partial_answer", b"partial_answer", "partial_bytes", b"partial_bytes", "protocol", b"protocol", "rollback_to", b"rollback_to", "session", b"session", "setup", b"setup"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answered_through", b"answered_through", "max_chunk_bytes", b"max_chunk_bytes", "mode", b"mode", "partial_answer", b"partial_answer", "partial_bytes", b"partial_bytes", "protocol", b"protocol", "rollback_to", b"rollback_to", "session", b"session", "setup", b"setup"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1053,7 +1057,7 @@ class Progress(_message.Message):
 
     SEQ_FIELD_NUMBER: _builtins.int
     seq: _builtins.int
-    """the operation that is executed"""
+    """the operation that is executed or waits for its turn; 0: the session is being made"""
     def __init__(
         self,
         *,

@@ -71,11 +71,16 @@ class Host:
     def __init__(self, disk: dict[int, tuple[bytes, int, tuple[Frame, ...]]] | None = None) -> None:
         self.disk = {} if disk is None else disk
         self.hosted: list[Hashing] = []
+        self.gate = threading.Event()
+        self.gate.set()
+        self.opening = threading.Event()
 
     def describe(self, model: str) -> pb.DescribeResponse:
         return pb.DescribeResponse(allowed=model == "a:b", detail="" if model == "a:b" else f"{model!r} is not allowed")
 
     def open(self, peer: Peer, message: pb.OpenSession) -> Started | None:
+        self.opening.set()
+        assert self.gate.wait(20)
         if message.setup == b"refuse":
             raise errors.ConfigError("this model is not allowed here")
         wanted = message.rollback_to or max(self.disk, default=0)
@@ -160,7 +165,9 @@ class Line:
         self._target = port
         self.budget: int | None = None
         self.stall = self.damage = False
+        self.rate: float | None = None  # bytes per second from the client
         self.connections = 0
+        self._pace = threading.Event()
         self._sockets: list[socket.socket] = []
         self._threads: list[threading.Thread] = []
         self._listener = socket.create_server(("127.0.0.1", 0))
@@ -191,6 +198,8 @@ class Line:
     def _pump(self, source: socket.socket, sink: socket.socket, up: bool) -> None:
         try:
             while data := source.recv(8192):
+                if up and self.rate is not None:
+                    self._pace.wait(len(data) / self.rate)
                 if up and self.budget is not None:
                     self.budget -= len(data)
                     if self.budget < 0:
@@ -224,4 +233,5 @@ class Line:
 
     def close(self) -> None:
         self._listener.close()
+        self._pace.set()
         self.cut()

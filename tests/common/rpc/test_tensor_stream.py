@@ -6,6 +6,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 
 import pytest
 from rpc_helpers import EDGE, INSECURE, Loop
@@ -18,6 +19,7 @@ from fogline.common.rpc.gen import tensors_pb2 as pb
 from fogline.common.rpc.gen import tensors_pb2_grpc
 from fogline.common.rpc.peer import Peer
 from fogline.common.rpc.status import translate
+from fogline.common.rpc.tensor_client import Answered
 from fogline.common.wire.session_client import ClientSession
 
 
@@ -217,6 +219,108 @@ def test_a_session_without_its_client_makes_room_after_a_while(loop):
     with serving.client(session_id=bytes(16)) as client:
         assert bytes(send(client, b"2").result(20).frame.parts[0]) == chain([b"2"])
     serving.stop()
+
+
+def test_a_session_that_takes_long_to_make_is_made_once(loop):
+    serving = Serving(loop)
+    line = Line(serving.port)
+    serving.host.gate.clear()
+    try:
+        with serving.client(line.port, stall_s=3.0) as client:
+            future = send(client, b"1")
+            assert serving.host.opening.wait(10)
+            line.cut()
+            until(lambda: line.connections == 2)
+            began = time.monotonic()
+            until(lambda: time.monotonic() - began > 4.5)  # longer than nothing may be heard for
+            serving.host.gate.set()
+            assert bytes(future.result(20).frame.parts[0]) == chain([b"1"])
+        assert line.connections == 2
+        assert len(serving.host.hosted) == 1
+    finally:
+        serving.host.gate.set()
+        line.close()
+        serving.stop()
+
+
+def test_a_link_too_slow_for_a_chunk_gets_smaller_ones(loop):
+    serving = Serving(loop, stall_s=0.4)
+    line = Line(serving.port)
+    line.rate = 200_000.0
+    payload = os.urandom(400_000)
+    try:
+        session = ClientSession(durable_answers=False)  # chunks of 256 KiB: 1.3 s each
+        with serving.client(line.port, stall_s=0.4, session=session) as client:
+            assert bytes(send(client, payload).result(30).frame.parts[0])[:32] == chain([payload])
+            assert client.session.chunk_bytes < 100_000
+        assert serving.host.hosted[0].executed == 1
+    finally:
+        line.close()
+        serving.stop()
+
+
+def test_a_slow_link_on_which_something_moves_is_left_alone(loop):
+    serving = Serving(loop, stall_s=1.0)
+    line = Line(serving.port)
+    line.rate = 200_000.0
+    try:
+        with serving.client(line.port, stall_s=1.0) as client:  # chunks of 10 kB
+            send(client, os.urandom(600_000)).result(30)
+        assert line.connections == 1
+    finally:
+        line.close()
+        serving.stop()
+
+
+def test_a_session_that_was_idle_for_long_connects_again(serving, line):
+    with serving.client(line.port, stall_s=0.2, give_up_s=0.3) as client:
+        send(client, b"1").result(20)
+        began = time.monotonic()
+        until(lambda: time.monotonic() - began > 0.6)
+        line.cut()
+        assert bytes(send(client, b"2").result(20).frame.parts[0]) == chain([b"1", b"2"])
+
+
+def test_a_mistake_of_ours_costs_the_connection_and_not_the_session(loop):
+    mistakes = iter([True])
+
+    def observe(frame: object, answer: object) -> None:
+        if next(mistakes, False):
+            raise ZeroDivisionError
+
+    serving = Serving(loop, observe=observe)
+    with serving.client() as client:
+        futures = [send(client, payload) for payload in PAYLOADS]
+        assert bytes(futures[-1].result(20).frame.parts[0])[:32] == chain(PAYLOADS)
+    assert len(serving.host.hosted) == 2
+    assert serving.host.hosted[0].closed
+    serving.stop()
+
+
+def test_an_operation_can_not_be_taken_back_and_may_be_followed_by_another_from_its_callback(serving):
+    followed: list[Future[Answered]] = []
+    with serving.client() as client:
+        first = send(client, b"1")
+        first.add_done_callback(lambda _: followed.append(send(client, b"2")))
+        assert not first.cancel()
+        first.result(20)
+        until(lambda: bool(followed))
+        assert bytes(followed[0].result(20).frame.parts[0]) == chain([b"1", b"2"])
+        (live,) = serving.service._live.values()
+        assert not live.arrived
+
+
+def test_an_inference_waits_for_room_in_the_log(serving):
+    session = ClientSession(durable_answers=True, log_bytes=100_000)
+    payload = bytes(60_000)
+    with serving.client(session=session, mode=pb.SESSION_MODE_INFERENCE) as client:
+        futures = [send(client, payload) for _ in range(6)]
+        assert bytes(futures[-1].result(20).frame.parts[0])[:32] == chain([payload] * 6)
+        serving.host.hosted[0].gate.clear()
+        send(client, payload)
+        with pytest.raises(errors.CapacityError, match="log_bytes"):
+            client.submit(pb.Forward(), (tensor(payload),), (payload,), wait_s=0.05)
+        serving.host.hosted[0].gate.set()
 
 
 def test_nothing_listening_is_an_error_after_the_wait(serving):

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from fogline.common.errors import CapacityError, ProtocolError, UnavailableError
 from fogline.common.wire.session_client import Ack, ClientSession, Opened, Opening, Step
 from fogline.common.wire.session_host import HostSession
-from fogline.common.wire.tensors import Chunk, Dtype, Frame, Limits, Role, Start, TensorHeader
+from fogline.common.wire.tensors import CHUNK_BYTES, Chunk, Dtype, Frame, Limits, Role, Start, TensorHeader
 
 LIMITS = Limits(window=4)
 
@@ -218,7 +218,7 @@ def test_a_host_that_lost_the_session_is_told_from_one_that_can_be_brought_up():
 
 def test_a_client_begins_again_from_a_checkpoint():
     client = ClientSession(durable_answers=False, resume_from=7, limits=LIMITS)
-    assert client.opening() == Opening(7, rollback_to=7)
+    assert client.opening() == Opening(7, rollback_to=7, chunk_bytes=CHUNK_BYTES)
     client.opened(Opened(fresh=False, held_through=7, durable_through=7))
     assert client.submit("add") == 8
     other = ClientSession(durable_answers=False, resume_from=7, limits=LIMITS)
