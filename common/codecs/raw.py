@@ -18,7 +18,10 @@ assert sys.byteorder == "little", "torch's CPU kernels and ours assume it"
 
 def elements(tensor: torch.Tensor) -> memoryview:
     """The bytes of a contiguous CPU tensor, shared with it."""
-    return memoryview(cast(bytes, tensor.reshape(-1).view(torch.uint8).numpy()))
+    flat = tensor.reshape(-1)
+    if flat.stride(0) != 1:  # one element of an expanded tensor counts as contiguous, whatever its stride
+        flat = flat.as_strided((flat.numel(),), (1,))
+    return memoryview(cast(bytes, flat.view(torch.uint8).numpy()))
 
 
 def tensor_of(data: Buffer, spec: Spec) -> torch.Tensor:

@@ -21,7 +21,6 @@ from fogline.common.errors import (
     FoglineError,
     FormatError,
     InputError,
-    InternalError,
     ProtocolError,
 )
 from fogline.common.rpc.gen import tensors_pb2 as pb
@@ -413,9 +412,9 @@ def _half_way() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        cause = (
-            error if isinstance(error, FoglineError) else InternalError(f"{type(error).__name__}: {str(error)[:500]}")
-        )
+        # What torch refuses here is mostly a script's mistake, such as a step between a forward and its backward.
+        told = f"the tail fails half-way, which ends the session: {type(error).__name__}: {str(error)[:500]}"
+        cause = error if isinstance(error, FoglineError) else InputError(told)
         if isinstance(error, torch.OutOfMemoryError):
             cause = CapacityError("the tail's device has no memory left; send smaller batches")
         raise BrokenSessionError(cause) from error

@@ -23,7 +23,6 @@ from fogline.common.errors import (
     IdentityError,
     InputError,
     ProtocolError,
-    UnavailableError,
 )
 from fogline.common.models.loader import load_model
 from fogline.common.rpc.accounting import LinkMeter
@@ -99,7 +98,7 @@ class SessionFactory:
         saved = self.checkpoints.read(message.session, message.rollback_to)
         if saved is None:
             if message.rollback_to:
-                raise UnavailableError(
+                raise ConfigError(
                     f"there is no checkpoint of step {message.rollback_to} of session {message.session.hex()} here; "
                     f"kept: {self.checkpoints.steps(message.session)}. Resume from one of these, or connect anew"
                 )

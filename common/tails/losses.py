@@ -24,6 +24,7 @@ LOSSES: Mapping[str, tuple[Loss, frozenset[str]]] = {
     "smooth_l1": (functional.smooth_l1_loss, frozenset({"beta"})),
     "huber": (functional.huber_loss, frozenset({"delta"})),
 }
+_ELEMENTWISE = frozenset({"binary_cross_entropy", "mse", "l1", "smooth_l1", "huber"})
 _INTEGERS = frozenset({"ignore_index"})
 
 
@@ -53,6 +54,10 @@ def compute(name: str, options: Mapping[str, float], output: Tensor, labels: Ten
             raise InputError(
                 f"loss {name}: labels from {int(labels.min())} to {int(labels.max())}; the output has {classes}"
             )
+    if name in _ELEMENTWISE and output.shape != labels.shape:  # torch would broadcast them
+        raise InputError(
+            f"loss {name}: output {tuple(output.shape)} and labels {tuple(labels.shape)} must be of one shape"
+        )
     try:
         return LOSSES[name][0](output, labels, **made)
     except (RuntimeError, ValueError, IndexError, TypeError) as error:

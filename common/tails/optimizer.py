@@ -199,8 +199,8 @@ def build(spec: Mapping[str, Any], parameters: Sequence[tuple[str, nn.Parameter]
         {"params": taken, **msgspec.structs.asdict(values)} for taken, (_, values) in zip(members, groups, strict=True)
     ]
     try:
-        # The class takes its own defaults, of which nothing is left: each group has all its values.
-        return type(groups[0][1]).optimizer(made)  # type: ignore[call-arg]
+        # Some checks are of the defaults only.
+        return type(groups[0][1]).optimizer(made, **msgspec.structs.asdict(groups[0][1]))
     except ValueError as error:
         raise ConfigError(f"optimizer {spec.get('name')}: {error}") from error
 

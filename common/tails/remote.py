@@ -431,9 +431,8 @@ class RemoteTail(nn.Module):
         return sent
 
     def _submit(self, body: Any, tensors: Sequence[Sent] = ()) -> Future[Answered]:
-        """Append an operation. Raises what went wrong with one that nobody waited for."""
-        while self._unseen and self._unseen[0].done():
-            self._unseen.popleft().result()
+        """Append an operation. Raises what went wrong with an earlier one that nobody waited for."""
+        self._look()
         while self._abandoned:
             forward = self._abandoned.popleft()
             if forward in self._graphs:
@@ -453,8 +452,13 @@ class RemoteTail(nn.Module):
         """An operation whose answer says nothing; errors are raised by a later one."""
         self._unseen.append(self._submit(body))
 
+    def _look(self) -> None:
+        while self._unseen and self._unseen[0].done():
+            self._unseen.popleft().result()
+
     def _wait(self, future: Future[Answered]) -> Answered:
         answered = future.result()
+        self._look()  # answers come in order: those of all earlier operations are there
         if answered.body.feedback:
             self._follow(answered.body.feedback)
         return answered

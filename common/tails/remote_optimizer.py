@@ -36,7 +36,8 @@ class RemoteOptimizer(torch.optim.Optimizer):
             for _, values in optimizer.hyper(spec)
         ]
         self._fixed = False
-        super().__init__(groups, {})
+        # Schedulers look at the defaults for what there is.
+        super().__init__(groups, {key: value for key, value in groups[0].items() if key != "params"})
         self._fixed = True
         self._remote, self._spec = remote, spec
         self._sent = [optimizer.flat(group, spec) for group in self.param_groups]

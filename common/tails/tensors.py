@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from fogline.common.codecs import Chain
 from fogline.common.codecs.chain import CodedStage
+from fogline.common.codecs.raw import elements
 from fogline.common.errors import InputError, ProtocolError
 from fogline.common.split.layout import Layout, pack, unpack
 from fogline.common.wire.tensors import Buffer, Dtype, Role, Stage, TensorHeader
@@ -34,6 +34,7 @@ TO_WIRE: dict[torch.dtype, Dtype] = {
     torch.bool: Dtype.BOOL,
 }
 FROM_WIRE = {wire: dtype for dtype, wire in TO_WIRE.items()}
+_EXPANDED = frozenset({Role.GRADIENT, Role.OUTPUT_GRADIENT})
 _NAME = re.compile(r"(\d{1,4})(?::([0-7]{1,8})(?::([0-7]{1,8}))?)?")
 
 
@@ -55,7 +56,7 @@ class Sender:
             raise InputError(f"a tensor of {tensor.dtype} can't travel; convert it to one of {_names()}")
         tensor, name = tensor.detach(), str(number)
         if self.chain.lossless:
-            tensor, name = _packed(tensor, name)
+            tensor, name = _packed(tensor, name, expand=role in _EXPANDED)
         coded = self.encoder.encode(tensor, training=training)
         stages = tuple(Stage(s.number, s.version, s.params) for s in coded.stages)
         size = memoryview(coded.payload).nbytes
@@ -102,8 +103,10 @@ class Receiver:
         return int(match[1]), tensor
 
 
-def _packed(tensor: Tensor, name: str) -> tuple[Tensor, str]:
-    """The tensor as its memory has it, and what to call it."""
+def _packed(tensor: Tensor, name: str, *, expand: bool) -> tuple[Tensor, str]:
+    """The tensor as its memory has it, and what to call it; `expand`: the receiver knows its shape."""
+    if not expand and any(s == 0 and n > 1 for s, n in zip(tensor.stride(), tensor.shape, strict=True)):
+        tensor = tensor.contiguous()
     if tensor.is_contiguous() or not tensor.numel():
         return tensor, name
     packed, layout = pack(tensor)
@@ -126,13 +129,8 @@ def _layout(name: str, match: re.Match[str], dims: int, like: Tensor | None) -> 
 def raw(role: Role, tensor: Tensor, name: str = "") -> tuple[TensorHeader, Buffer]:
     """Header and payload of a tensor that no codec touches: labels, losses, states of generators."""
     data = tensor.detach().cpu().contiguous()
-    part: Buffer = _bytes_of(data) if data.numel() else b""
+    part: Buffer = elements(data) if data.numel() else b""
     return TensorHeader(role, TO_WIRE[data.dtype], tuple(data.shape), data.nbytes, (), name), part
-
-
-def _bytes_of(data: Tensor) -> memoryview:
-    array: Any = data.reshape(-1).view(torch.uint8).numpy()
-    return memoryview(array)
 
 
 def read_raw(header: TensorHeader, part: Buffer) -> Tensor:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from fogline.benchmarks.split_families import FAMILIES, Family
 
 
 class Net(nn.Module):
@@ -41,6 +40,24 @@ class Dicts(nn.Module):
         return {"logits": out * 2 if double else out, "aux": (out.argmax(-1), out.detach() + 1), "name": "dicts"}
 
 
+class Checked(nn.Module):
+    """Raises for what is not finite."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not bool(x.isfinite().all()):
+            raise ArithmeticError("not finite")
+        return x
+
+
+def picky() -> nn.Module:
+    """Changes its buffers and draws numbers before it may fail."""
+    model = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.Dropout(0.5), Checked(), nn.Linear(6, 2))
+    named = nn.Sequential()
+    for name, module in zip(("first", "norm", "drop", "checked", "last"), model, strict=True):
+        named.add_module(name, module)
+    return named
+
+
 def net(width: int = 8, dropout: float = 0.3) -> nn.Module:
     return Net(width, dropout)
 
@@ -54,19 +71,12 @@ def broken() -> nn.Module:
 
 
 def family(name: str) -> nn.Module:
-    """One of the families that cuts are tested on, with the same weights wherever it is built."""
+    """A family of transformers in its small size, with the same weights wherever it is built."""
     torch.manual_seed(0)
-    model: nn.Module = families()[name].build()
+    model: nn.Module = families()[name].build(False)
     return model
 
 
-def families() -> dict[str, Any]:
+def families() -> dict[str, Family]:
     """By name."""
-    path = Path(__file__).parent.parent / "split" / "cutting" / "conftest.py"
-    spec = importlib.util.spec_from_file_location("cutting_families", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return {each.name: each for each in module.FAMILIES}
+    return {each.name: each for each in FAMILIES}

@@ -22,7 +22,14 @@ from fogline.common.tails.remote import RemoteTail
 from fogline.common.tails.supervisor import encode
 
 HERE = Path(__file__).parent
-MODELS = ("tail_models:net", "tail_models:dicts", "tail_models:family", "tail_models:broken", "tail_models:absent")
+MODELS = (
+    "tail_models:net",
+    "tail_models:dicts",
+    "tail_models:family",
+    "tail_models:broken",
+    "tail_models:absent",
+    "tail_models:picky",
+)
 INSECURE = TlsConfig(insecure=True)
 
 
