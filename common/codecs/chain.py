@@ -324,7 +324,7 @@ def _parse_stage(item: str | Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     if isinstance(item, Mapping):
         options = {str(key): value for key, value in item.items()}
         return str(options.pop("name", "")), options
-    match = _STAGE.fullmatch(item)
+    match = _STAGE.fullmatch(item) if isinstance(item, str) else None
     if match is None:
         raise ConfigError(f"codec {item!r}: write name or name(option=value, …), joined by +")
     options = {}

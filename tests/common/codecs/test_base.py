@@ -171,6 +171,12 @@ def test_wrong_chains_name_the_way_out(spec: str, message: str) -> None:
         Chain.parse(spec)
 
 
+def test_a_stage_that_is_no_text_is_refused() -> None:
+    for spec in ([5], [None], [{"name": 5}]):
+        with pytest.raises(ConfigError):
+            Chain.parse(spec)
+
+
 def test_a_chain_without_stages_is_refused() -> None:
     with pytest.raises(ConfigError, match="write raw"):
         Chain.parse([])
