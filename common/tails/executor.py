@@ -115,10 +115,12 @@ class TailExecutor:
             raise ProtocolError("a forward that keeps its graph in an inference session; open one for training")
         if len(self.graphs) >= MAX_GRAPHS:
             raise CapacityError(f"{len(self.graphs)} forwards wait for their backward; call backward on some of them")
-        graph, structure, drawn = self._run(frame, body.training, keep, body.cut)
-        tensors = [
-            self.outputs.send(Role.OUTPUT, i, t, training=keep and body.training) for i, t in enumerate(graph.outputs)
-        ]
+        with self._undone(body.cut, body.training):
+            graph, structure, drawn = self._run(frame, body.training, keep, body.cut)
+            tensors = [
+                self.outputs.send(Role.OUTPUT, i, t, training=keep and body.training)
+                for i, t in enumerate(graph.outputs)
+            ]
         if drawn is not None:
             tensors.append(raw(Role.GENERATOR, drawn))
         if keep:
@@ -154,13 +156,13 @@ class TailExecutor:
             mean = losses.compute(body.loss, options, _scores(value), labels[0])
             loss.append(mean if scale == 1.0 else mean * scale)
 
-        if self.upstream is not None:
-            graph, _, drawn = self._run(
-                frame, body.training, body.backward, body.cut, loss=(body.loss, options | {"scale": scale}, labels[0])
-            )
-            loss = graph.outputs
-        else:
-            graph, _, drawn = self._run(frame, body.training, body.backward, body.cut, then=compute)
+        with self._undone(body.cut, body.training):
+            if self.upstream is not None:
+                further = (body.loss, options | {"scale": scale}, labels[0])
+                graph, _, drawn = self._run(frame, body.training, body.backward, body.cut, loss=further)
+                loss = graph.outputs
+            else:
+                graph, _, drawn = self._run(frame, body.training, body.backward, body.cut, then=compute)
         tensors = [raw(Role.LOSS, loss[0])]
         if drawn is not None:
             tensors.append(raw(Role.GENERATOR, drawn))
@@ -249,8 +251,10 @@ class TailExecutor:
         wanted = (self.segments[0] is not None) + (self.upstream is not None)
         if len(files) != wanted:
             raise ProtocolError(f"{len(files)} files of weights; {wanted} are wanted")
-        if not self.loaded and digest(files) != self.setup.weights:
-            raise FormatError("the weights that came are not those that the session was opened for; send them again")
+        if (not self.loaded or not self.training) and digest(files) != self.setup.weights:
+            raise FormatError("the weights that came are not those that the session was opened for; connect anew")
+        if self.loaded and not self.training:
+            return  # they are here, perhaps in use by other sessions too
         own = list(files)
         if self.segments[0] is not None:
             weights.load(self.segments[0], own.pop(0))
@@ -272,9 +276,7 @@ class TailExecutor:
         loss: tuple[str, dict[str, float], Tensor] | None = None,
     ) -> tuple[Graph, bytes, Tensor | None]:
         """Graph (its outputs: what the model returned), their structure, and the generator's state afterwards."""
-        if not 0 <= cut < len(self.segments):
-            raise ProtocolError(f"cut {cut} of a session that has {len(self.segments)}")
-        segment = self.segments[cut]
+        segment = self._segment(cut)
         inputs, wanted = self._inputs(frame, keep)
         given = [read_raw(h, p) for h, p in of_role(frame.tensors, frame.parts, Role.GENERATOR)]
         if given and (len(given) > 1 or self.device.type != "cpu"):
@@ -287,7 +289,7 @@ class TailExecutor:
             if leaf.requires_grad:
                 leaf.register_hook(_catch(caught, i))  # type: ignore[no-untyped-call]
         with (
-            self._unchanged(segment, training),
+            _told(),
             self.generator.drawing(given[0] if given else None) if draws else nullcontext(),
             torch.enable_grad() if keep else torch.no_grad(),
         ):
@@ -326,22 +328,27 @@ class TailExecutor:
             raise ProtocolError("a forward without activations")
         return inputs, wanted
 
+    def _segment(self, cut: int) -> Segment | None:
+        if not 0 <= cut < len(self.segments):
+            raise ProtocolError(f"cut {cut} of a session that has {len(self.segments)}")
+        return self.segments[cut]
+
     @contextmanager
-    def _unchanged(self, segment: Segment | None, training: bool) -> Iterator[None]:
-        """Put the buffers back when the model fails, and say so in an error of ours."""
+    def _undone(self, cut: int, training: bool) -> Iterator[None]:
+        """Put buffers and the generator back when the model fails, or what it returns can't be sent."""
+        segment, generator = self._segment(cut), self.generator
+        if training and not self.training:
+            raise ProtocolError("a forward in training mode in an inference session; open one for training")
         kept = [b.clone() for b in segment.buffers()] if segment is not None and training else []
+        drawn = generator.cpu, generator.cuda
         try:
             yield
-        except Exception as error:
-            if segment is not None:
-                with torch.no_grad():
-                    for buffer, before in zip(segment.buffers() if kept else (), kept, strict=True):
-                        buffer.copy_(before)
-            if isinstance(error, FoglineError):
-                raise
-            if isinstance(error, torch.OutOfMemoryError):
-                raise CapacityError("the tail's device has no memory left; send smaller batches") from error
-            raise InputError(f"the tail fails on this input: {type(error).__name__}: {str(error)[:500]}") from error
+        except Exception:
+            generator.cpu, generator.cuda = drawn
+            with torch.no_grad():
+                for buffer, before in zip(segment.buffers() if segment is not None and kept else (), kept, strict=True):
+                    buffer.copy_(before)
+            raise
 
     def _backpropagate(
         self,
@@ -404,6 +411,19 @@ def _scores(value: Any) -> Tensor:
             "yourself"
         )
     return logits
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """Say in an error of ours that the model failed."""
+    try:
+        yield
+    except FoglineError:
+        raise
+    except torch.OutOfMemoryError as error:
+        raise CapacityError("the tail's device has no memory left; send smaller batches") from error
+    except Exception as error:
+        raise InputError(f"the tail fails on this input: {type(error).__name__}: {str(error)[:500]}") from error
 
 
 @contextmanager

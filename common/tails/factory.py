@@ -127,6 +127,8 @@ class SessionFactory:
 
     def _inference(self, peer: Peer, message: pb.OpenSession, setup: Setup) -> Started | None:
         """An operation changes nothing, so that the weights are all there is to bring back."""
+        if self.checkpoints.steps(message.session):  # which the end of the session would remove
+            raise IdentityError(f"session {message.session.hex()} is not of {peer.name}; open one of your own")
         key = msgspec.structs.replace(setup, seed=0).pack().hex()
         shared = self._shared.get(key)
         executor = self._executor(setup, training=False, shared=shared)

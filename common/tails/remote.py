@@ -346,22 +346,37 @@ class RemoteTail(nn.Module):
 
     def run_kept(self, tensors: Sequence[Tensor], cut: int, wanted: Sequence[bool]) -> tuple[int, bytes, list[Tensor]]:
         """A forward that keeps its graph: its number, the outputs' structure and the outputs."""
-        answered = self._wait(self._send_forward(tensors, cut, keep=True, wanted=wanted))
-        self._graphs.add(answered.frame.seq)
-        structure, found = self._decoded(answered, tensors)
+        future = self._send_forward(tensors, cut, keep=True, wanted=wanted)
+        try:
+            answered = self._wait(future)
+            self._graphs.add(answered.frame.seq)
+            structure, found = self._decoded(answered, tensors)
+        except BaseException:  # an interrupt too: nobody will go backward through it
+            future.add_done_callback(self._drop_graph)
+            raise
         return answered.frame.seq, structure, found
+
+    def _drop_graph(self, future: Future[Answered]) -> None:
+        if future.exception() is None:
+            seq = future.result().frame.seq
+            self._graphs.add(seq)
+            self.abandon_graph(seq)
 
     def run_backward(
         self, forward: int, grads: Sequence[Tensor | None], tensors: Sequence[Tensor], wanted: Sequence[bool]
     ) -> list[Tensor | None]:
         """Gradients of a forward's activations, from those of its outputs."""
-        with self._encoding:
-            sent = [
-                self._output_gradients.send(Role.OUTPUT_GRADIENT, i, grad, training=True, keep=True)
-                for i, grad in enumerate(grads)
-                if grad is not None
-            ]
-            future = self._submit(pb.Backward(forward=forward), tuple(sent))
+        try:
+            with self._encoding:
+                sent = [
+                    self._output_gradients.send(Role.OUTPUT_GRADIENT, i, grad, training=True, keep=True)
+                    for i, grad in enumerate(grads)
+                    if grad is not None
+                ]
+                future = self._submit(pb.Backward(forward=forward), tuple(sent))
+        except BaseException:
+            self.abandon_graph(forward)
+            raise
         self._graphs.discard(forward)
         if not any(wanted):
             self._unseen.append(future)

@@ -101,9 +101,11 @@ class Setup(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def example(self, max_bytes: int) -> Example:
         """Arguments like those that the client traced its model on, with zeros. Raises ProtocolError."""
-        for spec in self.inputs:
-            if (size := math.prod(spec.shape) * Dtype(spec.dtype).itemsize) > max_bytes:
-                raise ProtocolError(f"the example has an input of {size} bytes; at most {max_bytes}")
+        size = sum(math.prod(spec.shape) * Dtype(spec.dtype).itemsize for spec in self.inputs)
+        if size > max_bytes:
+            raise ProtocolError(
+                f"the example's inputs have {size} bytes; at most {max_bytes}. Call split with a smaller example"
+            )
 
         def zeros(i: int) -> Tensor:
             spec = self.inputs[i]
