@@ -36,7 +36,7 @@ from fogline.common.split.profile import load
 from fogline.common.split.simulate import Setting
 
 SCHEMA = 1
-POLICIES = ("local", "best fixed", "neurosurgeon", "dynamic", "joint")
+POLICIES = ("best fixed", "neurosurgeon", "dynamic", "joint")
 LEAST_BIT_S, MOST_BIT_S = 8e3, 100e6
 PERIOD_US = 8000
 EDGE, FOG = "10.99.7.1", "10.99.7.2"

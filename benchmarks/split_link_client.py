@@ -102,6 +102,8 @@ class Session:
         self.requests: list[tuple[float, float, str, bool, float | None]] = []
         self.decisions: list[float] = []
         self.probed = 0
+        self.heard = threading.Event()  # something of the link
+        self.whole: tuple[torch.Tensor, float] | None = None  # what the device computes alone, and until when
         self.open: list[Future[Answered]] = []
 
     def run(self) -> dict[str, Any]:
@@ -139,16 +141,53 @@ class Session:
             self.decisions.append(time.perf_counter() - before)
         option, began = choice.option, time.monotonic()
         if not option.cuts:
-            with torch.no_grad():
-                self.device.model(image)
-            self._computed(time.monotonic() - began, option)
-            return choice, False
-        cut, codec = option.cuts[0], option.codecs[0]
-        head = self.device.heads[cut]
+            return choice, self._local(image, option)
+        head = self.device.heads[option.cuts[0]]
         with torch.no_grad():
             crossing = image if head is None else head(image)
+        future, ticket = self._send(crossing, choice, began)
+        try:
+            future.result(max(0.0, ticket.overdue_at - time.monotonic()) if ticket.overdue_at < 1e12 else None)
+        except WaitedTooLong:
+            return choice, self._rest(option.cuts[0], crossing, future)
+        return choice, False
+
+    def _local(self, image: torch.Tensor, option: Option) -> bool:
+        """Compute everything here, unless what was sent after all is answered before; False."""
+        began = time.monotonic()
+        self.whole = (image, began + option.hosts_s[0] * self.planner.live.load.factors[0])
+        try:
+            with torch.no_grad():
+                self.device.model(image)
+            self.whole = None
+            self._computed(time.monotonic() - began, option)
+        except _EnoughError:
+            pass
+        finally:
+            with self.lock:
+                self.whole = self.device.waits_for = None
+        return False
+
+    def _reconsider(self) -> None:
+        """Something was heard of the link: send what the device computes, where that is faster."""
+        whole, now = self.whole, time.monotonic()
+        if whole is None or self.device.waits_for is not None:
+            return
+        with self.lock:
+            choice = self.planner.second_thought(now, whole[1] - now)
+        if choice is not None:
+            future, _ = self._send(whole[0], choice, now)
+            with self.lock:
+                if self.whole is whole:
+                    self.device.waits_for = future
+
+    def _send(self, crossing: torch.Tensor, choice: Choice, began: float) -> tuple[Future[Answered], Ticket]:
+        """Encode and submit what crosses; the device has been at it since `began`."""
+        option = choice.option
+        cut, codec = option.cuts[0], option.codecs[0]
         coded = Chain.parse(codec).encoder().encode(crossing, training=False)
-        self._computed(time.monotonic() - began, option)
+        if self.whole is None:
+            self._computed(time.monotonic() - began, option)
         payload = memoryview(coded.payload).cast("B")
         header = TensorHeader(
             Role.ACTIVATION,
@@ -163,11 +202,7 @@ class Session:
         future = self.device.client.submit(pb.Forward(cut=self.device.names.index(cut)), (header,), (payload,))
         self.open = [one for one in self.open if not one.done()] + [future]
         future.add_done_callback(lambda done: self._answered(done, ticket, option))
-        try:
-            future.result(max(0.0, ticket.overdue_at - time.monotonic()) if ticket.overdue_at < 1e12 else None)
-        except WaitedTooLong:
-            return choice, self._rest(cut, crossing, future)
-        return choice, False
+        return future, ticket
 
     def _rest(self, cut: str, crossing: torch.Tensor, future: Future[Answered]) -> bool:
         """Compute the rest here until that or the host's answer is there; True when the device was first."""
@@ -194,6 +229,7 @@ class Session:
             self.planner.answered(now, ticket, compute + queued)
             self.planner.live.computed(1, compute, option.hosts_s[1])
             self.planner.live.waited(1, queued)
+        self.heard.set()
 
     def _probing(self) -> None:
         while not self.stop.wait(0.03):
@@ -201,6 +237,10 @@ class Session:
                 size = self.planner.probe_due(time.monotonic())
             if size is not None:
                 self._probe(size)
+                self.heard.set()
+            if self.heard.is_set():
+                self.heard.clear()
+                self._reconsider()
 
     def _probe(self, size: int) -> None:
         with self.lock:

@@ -5,6 +5,7 @@
     on the answer:              planner.answered(now, ticket, held_s=…)
     at ticket.overdue_at:       compute the rest here as well; the first result counts
     meanwhile, and when idle:   size = planner.probe_due(now); planner.probing(now, size) … planner.probed(now, …)
+    while all is computed here: choice = planner.second_thought(now, remaining), after each answer and probe
 
 Only the first hop is observed by the client; the estimate of a second hop is what the host in between reports.
 """
@@ -67,6 +68,13 @@ class Planner:
             table.terms(index, situation.links, situation.load, self._power) for index in range(len(table.options))
         ]
         return Explanation(choice, situation.links, tuple(sorted(weighed, key=lambda one: one.latency_s)))
+
+    def second_thought(self, now: float, remaining_s: float) -> Choice | None:
+        """What to send beside a batch that the device computes whole, for `remaining_s` more; None for nothing.
+
+        Worth asking after each acknowledgement and probe. The first result counts.
+        """
+        return self.policy.second_thought(self._situation(now, 1), remaining_s)
 
     def sending(self, now: float, choice: Choice) -> Ticket:
         """The coded bytes of a choice are handed to the link now."""

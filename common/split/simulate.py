@@ -157,8 +157,7 @@ class _Client:
             option = choice.option
             sent_at = now + option.hosts_s[0]
             if not option.cuts:
-                self._meanwhile(now, sent_at)
-                done, fell_back = sent_at, False
+                done, fell_back = self._meanwhile(now, sent_at), False
             else:
                 self._deliver(sent_at)
                 ticket = self.planner.sending(sent_at, choice)
@@ -178,10 +177,14 @@ class _Client:
         heapq.heappush(self._answers, (answer, ticket.number, ticket, held_s))
         return answer
 
-    def _deliver(self, now: float) -> None:
+    def _deliver(self, now: float) -> bool:
+        """Whether anything came."""
+        came = False
         while self._answers and self._answers[0][0] <= now:
             at, _, ticket, held_s = heapq.heappop(self._answers)
             self.planner.answered(at, ticket, held_s)
+            came = True
+        return came
 
     def _probe(self, now: float) -> None:
         size = self.planner.probe_due(now)
@@ -189,11 +192,20 @@ class _Client:
             self.result.probe_bytes += size
             self._send(now, size, self.planner.probing(now, size), 0.0)
 
-    def _meanwhile(self, now: float, until: float) -> None:
-        """The device computes; answers arrive and probes go out."""
-        at = now
-        while at < until:
-            self._deliver(at)
+    def _meanwhile(self, now: float, until: float) -> float:
+        """The device computes; answers arrive and probes go out. Returns when a result is there."""
+        at, answer = now, math.inf
+        while at < min(until, answer):
+            if self._deliver(at) and answer == math.inf:
+                choice = self.planner.second_thought(at, until - at)
+                if choice is not None:
+                    option = choice.option
+                    until += option.hosts_s[0]  # to encode it takes the device's time
+                    sent_at = at + option.hosts_s[0]
+                    ticket = self.planner.sending(sent_at, choice)
+                    answer = self._send(sent_at, option.coded_bytes[0], ticket, option.hosts_s[1])
             self._probe(at)
             at = min(at + PROBE_TICK_S, self._answers[0][0]) if self._answers else at + PROBE_TICK_S
-        self._deliver(until)
+        done = min(until, answer)
+        self._deliver(done)
+        return done

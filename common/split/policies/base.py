@@ -61,6 +61,10 @@ class Policy(ABC):
     def choose(self, situation: Situation) -> Choice:
         """Decide for the next batch. Takes microseconds: it is called for each."""
 
+    def second_thought(self, situation: Situation, remaining_s: float) -> Choice | None:
+        """While the device computes a whole batch and needs `remaining_s` more: what to send after all, beside that."""
+        return None
+
     def worth_bit_s(self, load: Load, rtt_s: float) -> float | None:
         """The rate of the first hop at which the best option that uses it costs as much as the device alone.
 

@@ -14,6 +14,9 @@ import numpy as np
 from fogline.common.errors import ConfigError
 from fogline.common.split.options import Option, Power, pareto
 from fogline.common.split.policies.base import Choice, Objective, Policy, Situation, register
+from fogline.common.split.profile import INPUT
+
+SECOND_THOUGHT = 0.15  # share of the remaining time that must be gained: the device's work is not lost, but doubled
 
 
 @register
@@ -33,9 +36,9 @@ class Joint(Policy):
         options: Sequence[Option],
         objective: str = "latency",
         accuracy_budget: float = 0.01,
-        min_gain: float = 0.03,
-        dwell_s: float = 0.5,
-        patience: float = 1.5,
+        min_gain: float = 0.02,
+        dwell_s: float = 0.1,
+        patience: float = 1.25,
         min_wait_s: float = 0.02,
         power: Power | None = None,
     ) -> None:
@@ -61,6 +64,7 @@ class Joint(Policy):
             )
         super().__init__(pareto(allowed))
         self._batches = sorted({one.batch for one in self.table.options})
+        self._inputs = np.array([one.cuts[:1] == (INPUT,) for one in self.table.options], bool)
         self._held: int | None = None
         self._since = -math.inf
 
@@ -88,6 +92,16 @@ class Joint(Policy):
                 reason = f"the link is {situation.links[0].state.value}" if situation.links else "there is no link"
             return Choice(option, reason, float(table.device_s[best]) * situation.load.factors[0])
         return self._with_deadline(best, situation, reason)
+
+    def second_thought(self, situation: Situation, remaining_s: float) -> Choice | None:
+        """Send the input where that ends well before the device does: the link has come back meanwhile."""
+        if self._objective.kind != "latency" or not self._inputs.any() or not situation.links[0].usable:
+            return None
+        cost = np.where(self._inputs, self.table.latency_s(situation.links, situation.load), math.inf)
+        best = int(cost.argmin())
+        if cost[best] > (1 - SECOND_THOUGHT) * remaining_s:
+            return None
+        return Choice(self.table.options[best], "the link is back", float(cost[best]))
 
     def _with_deadline(self, index: int, situation: Situation, reason: str) -> Choice:
         table, load, link = self.table, situation.load, situation.links[0]
