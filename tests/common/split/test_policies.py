@@ -195,3 +195,14 @@ def test_the_rate_in_question_is_where_the_device_and_the_best_offload_cost_the_
     assert latency[1:].min() == pytest.approx(latency[0])
     assert policy.worth_bit_s(Load((1.0, 100.0, 1.0)), 0.02) is None
     assert make("local", options).worth_bit_s(Load(), 0.0) is None
+
+
+def test_joint_sends_what_the_device_computes_only_where_that_clearly_ends_first(options: list[Option]) -> None:
+    policy = make("joint", options)
+    quick = policy.second_thought(at(1e9), 0.8)
+    assert quick is not None
+    assert quick.option.cuts == ("input",)
+    assert policy.second_thought(at(1e9), 0.11) is None  # the device is nearly done
+    assert policy.second_thought(at(0.0), 0.8) is None
+    assert make("dynamic", options).second_thought(at(1e9), 0.8) is None
+    assert make("joint", options, {"objective": "energy"}).second_thought(at(1e9), 0.8) is None

@@ -67,6 +67,15 @@ def test_joint_ends_near_the_oracle_on_a_link_that_changes(options: list[Option]
     assert len(joint.decision_s) == len(joint.requests)
 
 
+def test_a_link_that_comes_back_is_used_before_the_device_is_done(options: list[Option]) -> None:
+    link = Bandwidth([0.0, 2.0, 4.1, 30.0], [80e6, 0.0, 80e6, 80e6])
+    joint = simulate.planned(make("joint", options), link, Setting(duration_s=6.0))
+    local = [one for one in joint.requests if one.option == "local"]
+    assert local
+    assert local[-1].begun < 4.1 < local[-1].begun + local[-1].latency_s
+    assert local[-1].latency_s < 0.8
+
+
 def test_the_best_fixed_is_the_best_of_all_not_only_of_those_tried(options: list[Option]) -> None:
     link = Bandwidth([0, 2, 4], [3e6, 0.5e6, 9e6])
     setting = Setting(duration_s=12.0)
