@@ -132,6 +132,15 @@ class TailMetrics(Metrics):
         )
         self.tail_compute_seconds = self._counter("fogline_tail_compute_seconds", "Seconds that operations took")
         self.tail_queued_seconds = self._counter("fogline_tail_queued_seconds", "Seconds that operations waited")
+        self.tail_tensor_bytes = self._counter(
+            "fogline_tail_tensor_bytes", "Coded bytes of the tensors of operations and answers", ("direction", "role")
+        )
+        self.tail_raw_bytes = self._counter(
+            "fogline_tail_raw_bytes", "Bytes that the same tensors have uncoded", ("direction", "role")
+        )
+        self.tail_kept_bytes = self._gauge(
+            "fogline_tail_kept_bytes", "Coded bytes of operations that wait and answers that were not acknowledged"
+        )
 
 
 class _CpuCollector(Collector):

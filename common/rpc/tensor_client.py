@@ -58,6 +58,11 @@ class Timing:
     compute_s: float
     queued_s: float
 
+    @property
+    def link_s(self) -> float:
+        """What was neither computing nor waiting for its turn there: the link both ways, and waiting for it here."""
+        return max(0.0, self.total_s - self.compute_s - self.queued_s)
+
 
 class TensorClient:
     """One session with a tail host. Close it, or use it in `with`.
@@ -283,29 +288,32 @@ class TensorClient:
 
     def _read(self, call: Any, number: int, ready: threading.Event) -> None:
         for message in call:
-            frame = None
-            with self._changed:
-                self._moved = time.monotonic()
-                opens = not isinstance(message, Chunk) and message.HasField("opened")
-                progress = not isinstance(message, Chunk) and message.HasField("progress")
-                if opens == (self._stream == number) and not progress:
-                    what = "opened the session twice" if opens else "spoke before it opened the session"
-                    raise ProtocolError(f"{self._address} {what}")
-                if isinstance(message, Chunk):
-                    frame = self._session.chunk(message)
-                elif message.HasField("answer"):
-                    frame = self._session.answer(messages.answer(message.answer), message.answer.durable_through)
-                elif message.HasField("chunk"):
-                    frame = self._session.chunk(messages.chunk_of(message.chunk))
-                elif opens:
-                    self._take_opened(message.opened, number)
-                    ready.set()
-            if frame is not None:
-                self._deliver(frame)
+            self._take(message, number, ready)
+            del message  # or its payload is held until the next comes
         with self._changed:
             if self._closing:
                 return
         raise UnavailableError(f"{self._address} ended the stream; connecting again")
+
+    def _take(self, message: pb.SessionResponse | Chunk, number: int, ready: threading.Event) -> None:
+        frame = None
+        with self._changed:
+            self._moved = time.monotonic()
+            kind = "chunk" if isinstance(message, Chunk) else message.WhichOneof("message")
+            if kind in ("answer", "chunk", "opened") and (kind == "opened") == (self._stream == number):
+                what = "opened the session twice" if kind == "opened" else "spoke before it opened the session"
+                raise ProtocolError(f"{self._address} {what}")
+            if isinstance(message, Chunk):
+                frame = self._session.chunk(message)
+            elif kind == "answer":
+                frame = self._session.answer(messages.answer(message.answer), message.answer.durable_through)
+            elif kind == "chunk":
+                frame = self._session.chunk(messages.chunk_of(message.chunk))
+            elif kind == "opened":
+                self._take_opened(message.opened, number)
+                ready.set()
+        if frame is not None:
+            self._deliver(frame)
 
     def _take_opened(self, message: pb.SessionOpened, number: int) -> None:
         try:

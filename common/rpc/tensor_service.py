@@ -357,7 +357,7 @@ class TensorService(tensors_pb2_grpc.TensorServiceServicer):
     async def _room(self, live: _Live, operation: pb.Operation) -> None:
         """Wait until an operation fits in, before anything is allocated for it. Raises CapacityError."""
         more = sum(header.coded_bytes for header in operation.tensors)
-        while (kept := self._kept()) and kept + more > self._max_kept:
+        while (kept := self.kept_bytes) and kept + more > self._max_kept:
             if not live.host.waiting:  # it is others who hold so much
                 raise CapacityError(
                     f"sessions here hold {kept} bytes and {more} more were to come, at most {self._max_kept}; try "
@@ -436,7 +436,9 @@ class TensorService(tensors_pb2_grpc.TensorServiceServicer):
         live.answers.set()
         live.room.set()
 
-    def _kept(self) -> int:
+    @property
+    def kept_bytes(self) -> int:
+        """Payload in memory: operations that come, wait or are executed, and answers that were not acknowledged."""
         return sum(live.host.kept_bytes for live in self._live.values())
 
     async def _forget(self, session: bytes, *, forget: bool) -> None:

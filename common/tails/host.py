@@ -99,6 +99,7 @@ async def _watch(
                 log.info("old sessions removed", extra={"sessions": gone})
         state["sessions"] = service.sessions
         metrics.tail_sessions.set(service.sessions)
+        metrics.tail_kept_bytes.set(service.kept_bytes)
         await asyncio.sleep(STATE_S)
 
 
@@ -108,6 +109,11 @@ def _observe(metrics: TailMetrics, frame: Frame, answer: Frame) -> None:
     metrics.tail_operations.labels(kind, "failed" if body.HasField("failure") else "done").inc()
     metrics.tail_compute_seconds.inc(body.compute_us / 1e6)
     metrics.tail_queued_seconds.inc(body.queued_us / 1e6)
+    for direction, tensors in (("received", frame.tensors), ("sent", answer.tensors)):
+        for tensor in tensors:
+            role = tensor.role.name.lower()
+            metrics.tail_tensor_bytes.labels(direction, role).inc(tensor.coded_bytes)
+            metrics.tail_raw_bytes.labels(direction, role).inc(tensor.raw_bytes)
 
 
 def _identity(config: TailHostConfig) -> Peer:

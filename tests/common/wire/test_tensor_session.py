@@ -1,5 +1,8 @@
 """Both ends of a session, through every order of drops, restarts and partial frames."""
 
+from contextlib import suppress
+from dataclasses import replace
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -275,3 +278,126 @@ def test_a_client_refuses_what_no_host_sends():
     client.answer(Start(1, "sum"))
     with pytest.raises(ProtocolError, match="an answer to 2"):
         client.answer(Start(2, "sum"))
+
+
+def damage(kind: str, line: list, at: int) -> None:
+    """What happens to messages on a line that nobody protects."""
+    if not line:
+        return
+    at %= len(line)
+    match kind:
+        case "repeat":
+            line.insert(at, line[at])
+        case "swap" if at:
+            line[at - 1], line[at] = line[at], line[at - 1]
+        case "lose":
+            del line[at]
+        case "late":
+            line.append(line[at])
+        case "flip":
+            line[at] = flipped(line[at])
+
+
+def flipped(message):
+    """The same with a bit of its payload turned over."""
+    match message:
+        case (inner, durable):
+            return flipped(inner), durable
+        case Step(start, answered):
+            return Step(flipped(start), answered)
+        case Start() | Chunk() if len(message.data):
+            return replace(message, data=bytes([message.data[0] ^ 1]) + bytes(message.data[1:]))
+    return message
+
+
+DAMAGE = st.lists(
+    st.tuples(
+        st.sampled_from(
+            ["submit", "client_sends", "host_hears", "execute", "host_sends", "client_hears"] * 3
+            + ["checkpoint", "drop", "restart_host", "connect", "connect"]
+            + [f"{kind} {line}" for kind in ("repeat", "swap", "lose", "late", "flip") for line in ("up", "down")]
+        ),
+        st.integers(0, 9),
+    ),
+    max_size=150,
+)
+
+
+@settings(max_examples=400, deadline=None)
+@given(DAMAGE)
+def test_whatever_a_line_does_to_messages_nothing_is_executed_twice_or_out_of_order(moves):
+    pair, count = Pair(), 0
+    for move, at in moves:
+        try:
+            match move.split():
+                case ["submit" | "checkpoint"]:
+                    if pair.client.under_way < 10:
+                        count += 1
+                        pair.submit(bytes([count]) * (count % 11), "checkpoint" if move == "checkpoint" else "add")
+                case ["connect" | "drop" | "restart_host"]:
+                    getattr(pair, move)()
+                case [kind, line]:
+                    damage(kind, getattr(pair, line), at)
+                case _:
+                    if pair.connected or move == "execute":
+                        getattr(pair, move)()
+        except ProtocolError:
+            pair.drop()
+        assert pair.state == pair.sent[: len(pair.state)]
+        assert [seq for seq, _ in pair.got] == list(range(1, len(pair.got) + 1))
+    for _ in range(3):  # what was held of a frame in each direction may be damaged, which its end shows
+        pair.drop()
+        with suppress(ProtocolError):
+            pair.settle()
+    assert pair.state == pair.sent
+    totals = [sum(map(sum, pair.sent[: n + 1])) % 256 for n in range(len(pair.sent))]
+    assert pair.got == [(n + 1, bytes([total]) * 7) for n, total in enumerate(totals)]
+
+
+NUMBERS = st.integers(0, 6) | st.integers(0, (1 << 64) - 1)
+FORGED = st.one_of(
+    st.builds(
+        lambda seq, size, data, crc, answered: Step(Start(seq, "forged", (tensor(bytes(size)),), data, crc), answered),
+        NUMBERS,
+        st.integers(0, 12),
+        st.binary(max_size=12),
+        st.none() | st.just(0),
+        NUMBERS,
+    ),
+    st.builds(Chunk, NUMBERS, NUMBERS, st.binary(max_size=12), st.none() | st.just(0)),
+    st.builds(Ack, NUMBERS),
+)
+
+
+@settings(deadline=None)
+@given(st.lists(FORGED, max_size=8), st.integers(0, 6))
+def test_forged_messages_are_refused_or_harm_only_their_own_session(forged, before):
+    """The host raises ProtocolError or takes it as an operation, and keeps within its bounds."""
+    pair = Pair()
+    pair.connect()
+    for number in range(before):
+        pair.submit(bytes([number]) * 5)
+        pair.client_sends()
+        pair.host_hears()
+        pair.execute()
+    for message in forged:
+        try:
+            pair.up = [message]
+            if not pair.host_hears():
+                break
+        except ProtocolError:
+            pair.host.detach()
+            pair.host.attach(Opening(0))
+        while pair.execute():
+            pass
+        assert pair.host.executed == len(pair.state) <= pair.host.held
+        assert len(pair.host.answers) <= 2 * LIMITS.window + 3
+    for message in forged:
+        try:
+            if isinstance(message, Step):
+                pair.client.answer(message.start, message.answered_through)
+            elif isinstance(message, Chunk):
+                pair.client.chunk(message)
+        except ProtocolError:
+            pair.client.lost()
+        assert pair.client.durable <= pair.client.answered <= pair.client.submitted
