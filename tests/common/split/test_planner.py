@@ -111,6 +111,14 @@ def test_absurd_times_are_bounded() -> None:
     assert all(math.isfinite(factor) for factor in live.load.factors)
 
 
+def test_short_tasks_count_for_less() -> None:
+    live = LiveLoad()
+    for _ in range(20):
+        live.computed(0, 0.2, 0.2)
+        live.computed(0, 0.03, 0.005)  # six times as long, as a few milliseconds often take
+    assert live.load.factors[0] < 1.2
+
+
 def test_policies_that_look_at_nothing_probe_nothing(options: list[Option]) -> None:
     for name in ("local", "remote", "fixed"):
         assert planner(options, name).probe_due(0.0) is None
