@@ -33,7 +33,7 @@ from fogline.common.rpc.accounting import LinkMeter
 from fogline.common.rpc.gen import tensors_pb2 as pb
 from fogline.common.rpc.peer import Peer
 from fogline.common.rpc.tensor_client import Answered, TensorClient
-from fogline.common.rpc.tensor_service import Done, Started, TensorService
+from fogline.common.rpc.tensor_service import READ_AHEAD, Done, Started, TensorService
 from fogline.common.rpc.tensor_stream import add_service
 from fogline.common.wire import tensors
 from fogline.common.wire.session_client import ClientSession
@@ -215,6 +215,7 @@ async def _plane(folder: Path, received: Received, echo: bool) -> int:
         certificates(folder, "fog-1"),
         LinkMeter("edge-fog"),
         [(add_service, service)],
+        read_ahead=READ_AHEAD,
     )
     _KEPT.extend((made, service))
     return port

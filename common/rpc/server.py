@@ -64,10 +64,12 @@ class RpcServer:
 
 
 async def aio_server(
-    listen: str, tls: TlsConfig, meter: LinkMeter, services: Sequence[Service]
+    listen: str, tls: TlsConfig, meter: LinkMeter, services: Sequence[Service], *, read_ahead: int | None = None
 ) -> tuple[RpcServer, int]:
     """Start serving on `listen` (host:port, port 0: any free one); returns the server and its port.
 
+    `read_ahead`: bytes of a stream that gRPC may hold before its handler reads them; None: what it estimates to keep a
+    link busy, which grows to many times a tensor's chunks where a sender outruns the handler.
     Handlers raise errors of `common/errors.py`; clients get the same from `status.translate`.
     Raises ConfigError (port in use, files missing) or IdentityError (certificate expired or foreign).
     """
@@ -75,7 +77,10 @@ async def aio_server(
     own = certificates.load(tls, address)
     wire = Wire(own is not None, str(address), own.der_size if own else 0, client=False)
     handlers = Handlers(lambda: Connection(meter, wire))
-    server = grpc.aio.server(interceptors=(handlers,), options=OPTIONS)
+    options = OPTIONS
+    if read_ahead is not None:
+        options = (*OPTIONS, ("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes", read_ahead))
+    server = grpc.aio.server(interceptors=(handlers,), options=options)
     monitor: Any = health.aio.HealthServicer()  # type: ignore[attr-defined]  # not in the stubs
     health_pb2_grpc.add_HealthServicer_to_server(monitor, server)
     recorder = _Recorder(server)

@@ -17,7 +17,7 @@ from fogline.common.rpc.accounting import LinkMeter
 from fogline.common.rpc.peer import Peer
 from fogline.common.rpc.server import aio_server
 from fogline.common.rpc.tensor_messages import BODIES
-from fogline.common.rpc.tensor_service import TensorService
+from fogline.common.rpc.tensor_service import READ_AHEAD, TensorService
 from fogline.common.rpc.tensor_stream import add_service
 from fogline.common.tails.config import TailHostConfig
 from fogline.common.tails.supervisor import decode
@@ -62,6 +62,7 @@ async def serve(config: TailHostConfig) -> None:
             config.tls,
             LinkMeter("edge-fog" if me.role == "fog" else "cloud", metrics.link_bytes),
             [(add_service, service)],
+            read_ahead=READ_AHEAD,
         )
         await server.set_ready(True)
         state["ok"] = True
