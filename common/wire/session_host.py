@@ -37,11 +37,11 @@ class HostSession:
         memory: PayloadMemory | None = None,
     ) -> None:
         self._limits, self._chunk_bytes, self._memory = limits, chunk_bytes, memory or PayloadMemory()
-        self._most = chunk_bytes
+        self._most = chunk_bytes  # at once, whatever a client asks for
         self.executed = self.durable = self._held = executed
         self._acknowledged = executed - len(answers)
         self._skipped = 0  # the client has the answers up to here already
-        self._answers: OrderedDict[int, Frame] = OrderedDict((frame.seq, frame) for frame in answers)
+        self._answers: OrderedDict[int, Outgoing] = OrderedDict((frame.seq, Outgoing(frame)) for frame in answers)
         self._waiting: deque[Frame] = deque()
         self._taken: Frame | None = None
         self._receiving: Incoming | None = None
@@ -54,12 +54,13 @@ class HostSession:
         """Of operations that wait and answers that were not acknowledged."""
         coming = self._receiving.size if self._receiving else 0
         taken = self._taken.size if self._taken else 0
-        return sum(f.size for f in (*self._waiting, *self._answers.values())) + coming + taken
+        waiting = sum(frame.size for frame in self._waiting)
+        return waiting + sum(outgoing.size for outgoing in self._answers.values()) + coming + taken
 
     @property
     def answers(self) -> tuple[Frame, ...]:
         """Answers that the client has not acknowledged: what a checkpoint holds."""
-        return tuple(self._answers.values())
+        return tuple(outgoing.frame for outgoing in self._answers.values())
 
     @property
     def waiting(self) -> int:
@@ -93,8 +94,7 @@ class HostSession:
         self._skipped = answered
         self._next, self._sending, self._attached = max(answered, self._acknowledged) + 1, None, True
         if opening.partial_answer in self._answers:
-            self._sending = Outgoing(self._answers[opening.partial_answer], self._chunk_bytes)
-            self._sending.rewind(opening.partial_bytes)
+            self._begin(self._answers[opening.partial_answer], opening.partial_bytes)
             self._next += 1
         coming = self._receiving
         return Opened(
@@ -104,6 +104,11 @@ class HostSession:
             partial_bytes=coming.offset if coming else 0,
             durable_through=self.durable,
         )
+
+    def _begin(self, outgoing: Outgoing, offset: int | None = None) -> None:
+        outgoing.chunk_bytes = self._chunk_bytes
+        outgoing.rewind(offset)
+        self._sending = outgoing
 
     def detach(self) -> None:
         """The connection is gone."""
@@ -167,7 +172,7 @@ class HostSession:
         self._taken = None
         self.executed = answer.seq
         if answer.seq > self._skipped:
-            self._answers[answer.seq] = answer
+            self._answers[answer.seq] = Outgoing(answer)
 
     def checkpointed(self, through: int) -> None:
         """The state after `through` is durable."""
@@ -177,8 +182,8 @@ class HostSession:
         """What to send now; None: nothing until an operation is done."""
         if not self._attached:
             return None
-        if self._sending is None and (frame := self._answers.get(self._next)) is not None:
-            self._sending = Outgoing(frame, self._chunk_bytes)
+        if self._sending is None and (outgoing := self._answers.get(self._next)) is not None:
+            self._begin(outgoing)
             self._next += 1
         sending = self._sending
         if sending is None:

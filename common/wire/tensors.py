@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import zlib
+from bisect import bisect_right
 from dataclasses import dataclass, field
 from enum import IntEnum
 
@@ -22,6 +23,7 @@ MAX_DIMS = 8
 MAX_STAGES = 4
 MAX_PARAMS = 64 * 1024  # bytes, of one stage
 MAX_NAME = 256
+MARK_BYTES = 1 << 20
 EXPANSION = 64 * 1024  # bytes that a codec may need beyond twice the raw size: headers and tables of tiny tensors
 
 Buffer = bytes | bytearray | memoryview
@@ -178,27 +180,34 @@ class Outgoing:
     """Sends a frame from its start, or from where the receiver holds it. The caller keeps the buffers unchanged."""
 
     def __init__(self, frame: Frame, chunk_bytes: int = CHUNK_BYTES) -> None:
-        self.frame, self._chunk_bytes = frame, chunk_bytes
+        self.frame, self.chunk_bytes = frame, chunk_bytes
         self._parts = [view for part in frame.parts if (view := memoryview(part).cast("B")).nbytes]
         self.size = sum(view.nbytes for view in self._parts)
+        self._marks = [(0, 0)]  # offsets, and the checksum up to there
         self._begin()
 
-    def _begin(self) -> None:
-        self.offset, self._crc, self._part, self._within, self.started = 0, 0, 0, 0, False
+    def _begin(self, mark: int = 0) -> None:
+        self.offset, self._crc = self._marks[mark]
+        self.started, self._part, self._within = False, 0, self.offset
+        while self._part < len(self._parts) and self._within >= self._parts[self._part].nbytes:
+            self._within -= self._parts[self._part].nbytes
+            self._part += 1
 
     def rewind(self, offset: int | None) -> None:
         """Go on from `offset` of the payload, which the receiver holds with the header; None: from the header.
 
         Raises ProtocolError beyond the payload.
         """
-        self._begin()
         if offset is None:
+            self._begin()
             return
         if not 0 <= offset <= self.size or (offset == self.size and self.size):
             raise ProtocolError(f"operation {self.frame.seq}: asked to go on from byte {offset} of {self.size}")
+        # The checksum covers what was sent before, too; a peer that comes again and again is not to cost it each time.
+        self._begin(bisect_right(self._marks, (offset, 1 << 32)) - 1)
         self.started = True
-        while self.offset < offset:  # the checksum covers what was sent before, too
-            self._read(min(self._chunk_bytes, offset - self.offset))
+        while self.offset < offset:
+            self._read(min(self.chunk_bytes, offset - self.offset))
 
     @property
     def done(self) -> bool:
@@ -208,14 +217,14 @@ class Outgoing:
     def start(self) -> Start:
         """The header with the first part."""
         self.started = True
-        data = self._read(self._chunk_bytes)
+        data = self._read(self.chunk_bytes)
         frame = self.frame
         return Start(frame.seq, frame.body, frame.tensors, data, self._last())
 
     def chunk(self) -> Chunk:
         """The next part."""
         offset = self.offset
-        data = self._read(self._chunk_bytes)
+        data = self._read(self.chunk_bytes)
         return Chunk(self.frame.seq, offset, data, self._last())
 
     def _last(self) -> int | None:
@@ -235,6 +244,8 @@ class Outgoing:
         data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
         self.offset += len(data)
         self._crc = zlib.crc32(data, self._crc)
+        if self.offset >= self._marks[-1][0] + MARK_BYTES:
+            self._marks.append((self.offset, self._crc))
         return data
 
 

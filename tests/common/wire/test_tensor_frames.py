@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from fogline.common.errors import ProtocolError
 from fogline.common.wire.tensors import (
+    MARK_BYTES,
     Chunk,
     Dtype,
     Frame,
@@ -125,3 +126,27 @@ def test_every_flipped_bit_is_found():
 def test_data_of_an_empty_payload_is_refused():
     with pytest.raises(ProtocolError, match="empty payload"):
         Incoming(Start(1, None, (), b"x"), Limits())
+
+
+def test_going_on_again_and_again_costs_no_more_than_a_mark():
+    payload = bytes(range(256)) * (4 * MARK_BYTES // 256)
+    parts = (payload[:100], payload[100 : 3 * MARK_BYTES], payload[3 * MARK_BYTES :])
+    frame = Frame(1, None, tuple(header(len(part)) for part in parts), parts)
+    outgoing = Outgoing(frame, 100_000)
+    incoming = Incoming(outgoing.start(), Limits())
+    while incoming.offset < 3.5 * MARK_BYTES:
+        incoming.take(outgoing.chunk())
+    for _ in range(3):
+        read = 0
+
+        def counted(count, inner=outgoing._read):
+            nonlocal read
+            read += count
+            return inner(count)
+
+        outgoing._read = counted
+        outgoing.rewind(incoming.offset)
+        del outgoing._read
+        assert read <= MARK_BYTES + outgoing.chunk_bytes
+        incoming.take(outgoing.chunk())
+    assert b"".join(deliver(outgoing, incoming).frame().parts) == payload
