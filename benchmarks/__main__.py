@@ -23,6 +23,7 @@ BENCHMARKS = {
     "auto_choice": "tracking",
     "split_policies": ".",
     "tensor_transport": ".",
+    "tensor_sessions": ".",
     "split_exactness": ".",
     "tensor_codecs": ".",
 }

@@ -7,6 +7,8 @@ torch stays out of the node's own process, and what goes wrong in a kernel ends 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import ctypes
 import logging
 import sys
 from typing import Any
@@ -27,6 +29,7 @@ log = logging.getLogger(__name__)
 
 SWEEP_S = 600.0  # how often states that nobody asked for are looked for
 STATE_S = 1.0
+M_ARENA_MAX = -8
 
 
 async def serve(config: TailHostConfig) -> None:
@@ -39,6 +42,7 @@ async def serve(config: TailHostConfig) -> None:
     # Only now: torch takes seconds to import, which a wrong certificate should not cost.
     from fogline.common.tails.factory import SessionFactory
 
+    _few_arenas(tensors.parallel)
     folder = tensors.checkpoint_dir or config.data_dir / "tensors"
     factory = SessionFactory(tensors, folder, me, config.tls, LinkMeter("fog-cloud", metrics.link_bytes))
     limits = Limits(
@@ -86,6 +90,12 @@ async def serve(config: TailHostConfig) -> None:
         await service.close()
     finally:
         web.close()
+
+
+def _few_arenas(count: int) -> None:
+    """Every session has a thread; without this each of them keeps what its largest operation took (glibc only)."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL("libc.so.6").mallopt(M_ARENA_MAX, count)
 
 
 async def _watch(

@@ -47,3 +47,35 @@ def test_training_on_records(tmp_path: Path) -> None:
     before, after = map(float, re.findall(r"loss ([\d.]+) -> ([\d.]+)", done.stdout)[0])
     assert after < 0.7 * before, "it learns"
     assert "4 ['boxes', 'labels']" in lines
+
+
+def test_splitting_training(tmp_path: Path, free_port: int) -> None:
+    text = (TUTORIALS / "splitting-training.md").read_text(encoding="utf-8").replace("7443", str(free_port))
+    found = re.findall(r"^```(sh|python|yaml)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    python = [block for language, block in found if language == "python"]
+    (settings,) = (block for language, block in found if language == "yaml")
+    (command,) = (block for language, block in found if language == "sh")
+    (tmp_path / "mymodels.py").write_text(python[0], encoding="utf-8")
+    (tmp_path / "host.yaml").write_text(settings, encoding="utf-8")
+    (tmp_path / "script.py").write_text("\n".join(python[1:]), encoding="utf-8")
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", ""), *sys.path])
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
+    program, *arguments = shlex.split(command)
+    assert program == "fogline"
+    with subprocess.Popen(
+        [sys.executable, "-m", "fogline", *arguments], cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True
+    ) as host:
+        try:
+            assert host.stdout is not None
+            assert host.stdout.readline().startswith("ready ")
+            script = [sys.executable, "-W", "error", "script.py"]
+            done = subprocess.run(script, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+        finally:
+            host.terminate()
+    assert host.returncode == 0
+    assert done.returncode == 0, done.stderr
+    before, after = map(float, re.findall(r"loss ([\d.]+) -> ([\d.]+)", done.stdout)[0])
+    assert after < 0.5 * before, "it learns"
+    assert re.search(r"^2 +2x16x16x16 ", done.stdout, re.MULTILINE), "the table has the cut"
+    assert "learning rate 0.0125" in done.stdout
+    assert float(re.findall(r"accuracy ([\d.]+)", done.stdout)[0]) > 0.9
