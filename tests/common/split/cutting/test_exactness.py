@@ -13,14 +13,25 @@ from fogline.common.errors import InputError
 from fogline.common.split.layout import pack, unpack
 
 
-def test_forward_at_every_cut(family, same):
+@pytest.fixture(params=[pytest.param(False, id="some"), pytest.param(True, id="every", marks=pytest.mark.slow)])
+def chosen(request):
+    """Of a table: a few cuts spread over it, and in the slow tests every one."""
+
+    def choose(table):
+        step = 1 if request.param else max(1, -(-len(table) // 3))
+        return sorted({*table[::step], table[-1]}, key=table.index)
+
+    return choose
+
+
+def test_forward_at_every_cut(family, same, chosen):
     model = family.build().eval()
     example = family.example()
     table = cuts(model, example, max_tensors=family.max_tensors)
     assert len(table) >= 5
     with torch.no_grad():
         whole = model(**example)
-        for cut in table:
+        for cut in chosen(table):
             for name in (cut.name, *cut.aliases):
                 head, tail = split(model, name, max_tensors=family.max_tensors)
                 sent = head(**example)
@@ -32,7 +43,7 @@ def test_forward_at_every_cut(family, same):
                 assert same(tail(wire), whole), name
 
 
-def test_other_batch_sizes_and_sequence_lengths(family, same):
+def test_other_batch_sizes_and_sequence_lengths(family, same, chosen):
     model = family.build().eval()
     table = cuts(model, family.example(), max_tensors=family.max_tensors)
     untold = set()
@@ -40,7 +51,7 @@ def test_other_batch_sizes_and_sequence_lengths(family, same):
         for batch, length in ((1, 7), (5, 7), (3, 12)):
             example = family.example(batch, length)
             whole = model(**example)
-            for cut in table[:: 1 if len(table) < 20 else 15]:
+            for cut in chosen(table):
                 head, tail = split(model, cut, max_tensors=family.max_tensors)
                 try:
                     sent = head(**example)
@@ -60,7 +71,7 @@ def test_other_batch_sizes_and_sequence_lengths(family, same):
 
 
 @pytest.mark.parametrize("at_three", [False, True])
-def test_training_at_every_cut(family, at_three):
+def test_training_at_every_cut(family, at_three, chosen):
     """Loss, gradients, buffers after three steps, with dropout and batch norm in training mode."""
     start = family.build().train()
     example = family.example(4)
@@ -69,7 +80,7 @@ def test_training_at_every_cut(family, at_three):
         assert not table
         return
     assert table
-    for cut in table[:: 1 if len(table) < 20 else 15]:
+    for cut in chosen(table):
         later = [c for c in table if c.head_macs > cut.head_macs]
         if at_three and not later:
             continue
