@@ -249,12 +249,17 @@ class TensorClient:
             if self._progress != seen or (self._idle and self._lost - began > self._stall_s):
                 since, seen, broken = now, self._progress, 0
                 backoff.reset()
-            elif broken >= MAX_BROKEN or now - since > self._give_up_s:
+            elif broken >= MAX_BROKEN or now - since > self._patience_s:
                 raise trouble
             elif now - self._moved > self._stall_s / 2:
                 self._session.limit_chunks(self._session.chunk_bytes // 4)  # too slow a link for one to pass in time
             log.warning("tensor session lost its connection", extra={"peer": self._address, "error_text": str(trouble)})
             backoff.wait(self._stop)
+
+    @property
+    def _patience_s(self) -> float:
+        """A host that was never reached is rather a wrong address than a lost link."""
+        return self._give_up_s if self._opened.is_set() else min(self._give_up_s, self._connect_s)
 
     @property
     def _progress(self) -> tuple[int, ...]:

@@ -203,8 +203,8 @@ class TensorService(tensors_pb2_grpc.TensorServiceServicer):
             if live.stream is asyncio.current_task():
                 live.stream, live.detached = None, time.monotonic()
                 live.host.detach()
-        if closed and self._live.get(session) is live:
-            await self._forget(session, forget=True)
+        if self._live.get(session) is live:  # closed by its client, or broken and of no use to anybody
+            await self._forget(session, forget=closed)
 
     async def _while_telling(self, context: Any, work: Coroutine[Any, Any, T]) -> T:
         """The result of `work`, which a client that waits for it hears of."""
@@ -446,6 +446,9 @@ class TensorService(tensors_pb2_grpc.TensorServiceServicer):
         live = self._live.pop(session, None)
         if live is None:
             return
+        await asyncio.shield(self._end(live, forget))  # also where the stream that asked for it goes away
+
+    async def _end(self, live: _Live, forget: bool) -> None:
         if live.task is not None:
             live.task.cancel()
             await asyncio.wait({live.task})

@@ -31,9 +31,12 @@ from fogline.common.tails.setup import Codecs, Setup, json_able
 from fogline.common.tails.tensors import Receiver, Sender, of_role, raw, read_raw
 from fogline.common.tails.through import LossThrough, Through
 from fogline.common.wire.session_client import LOG_BYTES, ClientSession
-from fogline.common.wire.tensors import Buffer, Role, TensorHeader
+from fogline.common.wire.tensors import Buffer, Limits, Role, TensorHeader
 
 Sent = tuple[TensorHeader, Buffer]
+
+# The host's own are lower unless its operator raised them; weights of a tail are one frame.
+LIMITS = Limits(max_frame_bytes=8 << 30, max_tensor_bytes=8 << 30)
 
 
 class RemoteTail(nn.Module):
@@ -104,7 +107,7 @@ class RemoteTail(nn.Module):
         is then who we say we are. Codecs are chains like "fp16+zstd"; gradients have that of what they belong to,
         unless told. `carry_rng`: one stream of random numbers through head and tail (default: if the tail draws any, in
         training). `resume`: what `checkpoint` returned. Waiting ends when nothing was heard for `stall_s` (then the
-        connection is made again) or nothing works for `give_up_s`.
+        connection is made again) or nothing works for `give_up_s`; for `connect_s` where nobody answered yet.
 
         Raises ConfigError, InputError, FormatError, IdentityError, CapacityError or UnavailableError.
         """
@@ -140,12 +143,13 @@ class RemoteTail(nn.Module):
         client = TensorClient(
             address,
             tls or TlsConfig(insecure=True),
-            ClientSession(durable_answers=not for_training, log_bytes=log_bytes, resume_from=begin),
+            ClientSession(durable_answers=not for_training, log_bytes=log_bytes, limits=LIMITS, resume_from=begin),
             session_id=session_id,
             mode=pb.SESSION_MODE_TRAINING if for_training else pb.SESSION_MODE_INFERENCE,
             setup=setup.pack(),
             meter=meter or LinkMeter("edge-fog"),
             me=Peer(name, role),
+            limits=LIMITS,
             connect_s=connect_s,
             stall_s=stall_s,
             give_up_s=give_up_s,
@@ -155,7 +159,7 @@ class RemoteTail(nn.Module):
         remote = cls(client, parts, setup, training=for_training, carry_rng=carry)
         remote.session_id = session_id
         try:
-            client.wait_open(give_up_s + connect_s)
+            client.wait_open()
             if resume is None:
                 tensors = tuple(raw(Role.WEIGHTS, torch.frombuffer(bytearray(f), dtype=torch.uint8)) for f in files)
                 remote._wait(remote._submit(pb.LoadWeights(), tensors))

@@ -123,9 +123,11 @@ class ClientSession:
             header.check(self._limits)
         if frame.size > self._limits.max_frame_bytes:
             raise ProtocolError(
-                f"operation of {frame.size} bytes; the host takes {self._limits.max_frame_bytes}: send smaller batches"
+                f"operation of {frame.size} bytes; at most {self._limits.max_frame_bytes} are taken: send smaller "
+                "batches, cut later (weights are one operation), or raise the host's tensors.max_frame_bytes"
             )
-        if self._log and self.log_size + frame.size > self._log_bytes:
+        # What has no payload always has room: a checkpoint is what empties the log.
+        if self._log and frame.size and self.log_size + frame.size > self._log_bytes:
             raise CapacityError(
                 f"{self.log_size} bytes of operations wait to become durable and {frame.size} more are over the "
                 f"{self._log_bytes} of log_bytes; wait for answers, checkpoint(), or raise it"
