@@ -40,6 +40,7 @@ READ_AHEAD = 4 << 20  # bytes; for the server of this service: 40 MB/s over a li
 PROGRESS_S = 2.0  # how often a client hears that an operation goes on
 MAX_PADDING = 256 * 1024
 MAX_SETUP = 1 << 20
+OPENERS = 4  # sessions that are made at once
 SWEEP_S = 30.0
 OPEN_S = 30.0  # for the first message of a stream
 
@@ -150,6 +151,8 @@ class TensorService(tensors_pb2_grpc.TensorServiceServicer):
         self._live: dict[bytes, _Live] = {}
         self._opening: dict[bytes, tuple[asyncio.Lock, int]] = {}  # by session: with how many that hold or await it
         self._starting: Counter[Peer] = Counter()  # sessions that the executor is making
+        # Models that are slow to load must not take the threads that all else is answered from.
+        self._openers = ThreadPoolExecutor(OPENERS, thread_name_prefix="open-session")
         self._starts: dict[bytes, asyncio.Task[tuple[_Live, bool]]] = {}
         self._sweeper: asyncio.Task[None] | None = None
 
@@ -265,7 +268,8 @@ class TensorService(tensors_pb2_grpc.TensorServiceServicer):
         self._make_room(peer)
         self._starting[peer] += 1
         try:
-            started = await asyncio.to_thread(self._executor.open, peer, message)
+            open_session = partial(self._executor.open, peer, message)
+            started = await asyncio.get_running_loop().run_in_executor(self._openers, open_session)
         finally:
             self._starting[peer] -= 1
             self._starting += Counter()  # forgets those at zero
@@ -300,6 +304,7 @@ class TensorService(tensors_pb2_grpc.TensorServiceServicer):
             await self._drop_expired()
             if time.monotonic() - max((live.moved for live in self._live.values()), default=0.0) > SWEEP_S:
                 self._memory.clear()
+        self._memory.clear()
 
     async def _drop_expired(self) -> None:
         now = time.monotonic()
@@ -463,6 +468,7 @@ class TensorService(tensors_pb2_grpc.TensorServiceServicer):
             await asyncio.wait(self._starts.values())
         for session in list(self._live):
             await self._forget(session, forget=False)
+        self._openers.shutdown(wait=False)
 
 
 def _run(hosted: Hosted, box: list[Frame], kept: tuple[Frame, ...], queued_s: float) -> tuple[Frame, bool]:
