@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import threading
+import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from weakref import WeakValueDictionary
@@ -105,6 +108,14 @@ class SessionFactory:
             return None if message.answered_through else self._fresh(peer, message, setup)
         return self._resumed(peer, message, setup, saved)
 
+    def sweep(self, older_than_s: float) -> int:
+        """Remove states and weights that nobody has asked for in so long; returns how many sessions went."""
+        for digest in list(self._weights.digests()):
+            with suppress(OSError):
+                if time.time() - self._weights.path(digest).stat().st_mtime > older_than_s:
+                    self._weights.delete(digest)
+        return self.checkpoints.sweep(older_than_s)
+
     # -- kinds of beginnings
 
     def _fresh(self, peer: Peer, message: pb.OpenSession, setup: Setup) -> Started:
@@ -137,6 +148,7 @@ class SessionFactory:
             if executor.upstream is not None or not self._weights.has(digest):
                 return None
             executor.load_weights([self._weights.get(digest)])
+            os.utime(self._weights.path(digest))  # asked for
         held = shared or Shared(executor.segments)
         if executor.loaded:
             self._shared[key] = held

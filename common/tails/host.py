@@ -11,9 +11,10 @@ import contextlib
 import ctypes
 import logging
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fogline.common import logs, pki, process
+from fogline.common.files import DirectoryLock
 from fogline.common.metrics import TailMetrics
 from fogline.common.rpc.accounting import LinkMeter
 from fogline.common.rpc.peer import Peer
@@ -24,6 +25,9 @@ from fogline.common.rpc.tensor_stream import add_service
 from fogline.common.tails.config import TailHostConfig
 from fogline.common.tails.supervisor import decode
 from fogline.common.wire.tensors import Frame, Limits
+
+if TYPE_CHECKING:
+    from fogline.common.tails.factory import SessionFactory
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +48,7 @@ async def serve(config: TailHostConfig) -> None:
 
     _few_arenas(tensors.parallel)
     folder = tensors.checkpoint_dir or config.data_dir / "tensors"
+    lock = DirectoryLock(folder, "tail host")
     factory = SessionFactory(tensors, folder, me, config.tls, LinkMeter("fog-cloud", metrics.link_bytes))
     limits = Limits(
         max_frame_bytes=tensors.max_frame_bytes, max_tensor_bytes=tensors.max_tensor_bytes, window=tensors.window
@@ -81,7 +86,7 @@ async def serve(config: TailHostConfig) -> None:
                 "folder": str(folder),
             },
         )
-        watch = asyncio.create_task(_watch(service, metrics, state, factory.checkpoints, tensors.checkpoint_keep_s))
+        watch = asyncio.create_task(_watch(service, metrics, state, factory, tensors.checkpoint_keep_s))
         await stop.wait()
         log.info("stopping")
         state["ok"] = False
@@ -90,6 +95,7 @@ async def serve(config: TailHostConfig) -> None:
         await service.close()
     finally:
         web.close()
+        lock.close()
 
 
 def _few_arenas(count: int) -> None:
@@ -99,14 +105,14 @@ def _few_arenas(count: int) -> None:
 
 
 async def _watch(
-    service: TensorService, metrics: TailMetrics, state: dict[str, object], checkpoints: Any, keep_s: float
+    service: TensorService, metrics: TailMetrics, state: dict[str, object], factory: SessionFactory, keep_s: float
 ) -> None:
     swept = float("-inf")
     loop = asyncio.get_running_loop()
     while True:
         if loop.time() - swept > SWEEP_S:
             swept = loop.time()
-            if gone := await asyncio.to_thread(checkpoints.sweep, keep_s):
+            if gone := await asyncio.to_thread(factory.sweep, keep_s):
                 log.info("old sessions removed", extra={"sessions": gone})
         state["sessions"] = service.sessions
         metrics.tail_sessions.set(service.sessions)

@@ -74,7 +74,8 @@ class HostProcess:
         self.process.stdin.write(encode(config))
         self.process.stdin.close()
         line = self.process.stdout.readline().decode()
-        assert line.startswith("ready "), f"the host ended with {self.process.wait()}"
+        if not line.startswith("ready "):
+            raise AssertionError(f"the host ended with {self._wait()}")
         self.port = json.loads(line.removeprefix("ready "))["port"]
 
     @property
