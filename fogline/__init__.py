@@ -29,7 +29,7 @@ _LAZY = {
 
 
 def __getattr__(name: str) -> object:
-    """`fogline.DecodedLoader`, `Augment`, `cuts`, `split`, `RemoteTail`. Raises AttributeError for any other name."""
+    """`fogline.DecodedLoader`, `Augment`, `cuts`, `split`, `RemoteTail`; AttributeError for any other name."""
     if name not in _LAZY:
         raise AttributeError(f"module 'fogline' has no attribute {name!r}")
     from importlib import import_module

@@ -105,7 +105,7 @@ class SessionFactory:
                     f"there is no checkpoint of step {message.rollback_to} of session {message.session.hex()} here; "
                     f"kept: {self.checkpoints.steps(message.session)}. Resume from one of these, or connect anew"
                 )
-            return None if message.answered_through else self._fresh(peer, message, setup)
+            return self._fresh(peer, message, setup)  # the client sends again what it has, or says that it can't
         return self._resumed(peer, message, setup, saved)
 
     def sweep(self, older_than_s: float) -> int:

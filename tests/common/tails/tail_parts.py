@@ -83,6 +83,8 @@ class HostProcess:
         return f"127.0.0.1:{self.port}"
 
     def kill(self) -> None:
+        if self.process.returncode is not None:
+            return
         self.process.send_signal(signal.SIGKILL)
         self._wait()
 

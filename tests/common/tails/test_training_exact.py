@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import shutil
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -12,6 +13,8 @@ from tensor_parts import Line
 from torch import nn
 
 from fogline import split
+from fogline.common.errors import UnavailableError
+from fogline.common.rpc.gen import tensors_pb2 as pb
 from fogline.common.tails.remote import RemoteTail
 
 STEPS = 50
@@ -83,6 +86,38 @@ def test_the_host_is_killed_and_started_again(hosts: Hosts, spec: dict[str, obje
         torch.manual_seed(5)
         script.run(enumerate(batches(STEPS)), before)
         script.agrees(whole)
+
+
+def test_the_host_is_killed_before_its_first_checkpoint(hosts: Hosts, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = OPTIMIZERS["sgd"]
+    model = fresh()
+    whole = Unsplit(model, spec, 10)
+    head, tail = split(model, at="first", example=EXAMPLE)
+    host = hosts()
+    later = RemoteTail._later
+    monkeypatch.setattr(RemoteTail, "_later", lambda s, b: None if isinstance(b, pb.Checkpoint) else later(s, b))
+    with host.connect(tail, optimizer=spec) as remote:
+        script = Split(head, remote, spec)
+        torch.manual_seed(5)
+        script.run(enumerate(batches(10)), lambda number: host.restart() if number == 6 else None)
+        script.agrees(whole)
+        assert remote._client.session.durable == 0
+
+
+def test_a_host_that_lost_its_folder_says_so(hosts: Hosts) -> None:
+    spec = OPTIMIZERS["sgd"]
+    head, tail = split(fresh(), at="first", example=EXAMPLE)
+    host = hosts()
+    remote = host.connect(tail, optimizer=spec)
+    script = Split(head, remote, spec)
+    script.run(enumerate(batches(2)))
+    remote.checkpoint()
+    host.kill()
+    shutil.rmtree(host.config.data_dir)
+    host.restart()
+    with pytest.raises(UnavailableError, match="session is lost"):
+        script.run(enumerate(batches(2)))
+    remote.abandon()
 
 
 def test_a_log_that_is_full_makes_room_by_itself(hosts: Hosts) -> None:
