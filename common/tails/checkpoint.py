@@ -3,7 +3,8 @@
     "FOGTAIL1" | header length, tensors length (u64, little-endian) | header (MessagePack) | tensors (safetensors)
     | answers' payloads | SHA-256 of all that
 
-One folder for each session holds the last two. `through` is the operation after which the state was taken.
+One folder for each session holds the last two that its client may go back to, and the last that was made for restarts
+of the host. `through` is the operation after which the state was taken.
 """
 
 from __future__ import annotations
@@ -87,8 +88,13 @@ class Checkpoints:
     def __init__(self, folder: Path, quota_bytes: int | None = None) -> None:
         self._folder, self._quota = folder, quota_bytes
 
-    def write(self, session: bytes, header: Header, tensors: dict[str, Tensor], parts: Sequence[Buffer]) -> None:
-        """Make a state durable, then drop all but the last two of the session. Raises CapacityError."""
+    def write(
+        self, session: bytes, header: Header, tensors: dict[str, Tensor], parts: Sequence[Buffer], *, keep: bool = True
+    ) -> None:
+        """Make a state durable, then drop the session's older ones; `keep`: its client may go back to it.
+
+        Raises CapacityError.
+        """
         packed = msgspec.msgpack.encode(header)
         blob = save({name: t.detach().cpu().contiguous() for name, t in tensors.items()})
         pieces = [MAGIC, _LENGTHS.pack(len(packed), len(blob)), packed, blob, *parts]
@@ -96,15 +102,17 @@ class Checkpoints:
         for piece in pieces:
             digest.update(piece)
         data = b"".join([*pieces, digest.digest()])
-        path = self._path(session, header.through)
-        if self._quota is not None and (held := self.held_bytes(but=session)) + KEEP * len(data) > self._quota:
+        count = KEEP + 1
+        if self._quota is not None and (held := self.held_bytes(but=session)) + count * len(data) > self._quota:
             raise CapacityError(
-                f"checkpoints of other sessions take {held} bytes and this one needs {KEEP} times {len(data)}, of "
+                f"checkpoints of other sessions take {held} bytes and this one needs {count} times {len(data)}, of "
                 f"{self._quota}; close sessions, or raise tensors.checkpoint_bytes"
             )
-        replace_file(path, data)
-        for old in self.steps(session)[:-KEEP]:
-            self._path(session, old).unlink(missing_ok=True)
+        replace_file(self._of(session) / f"{header.through:020d}.{'kept' if keep else 'last'}", data)
+        for kind, number in (("kept", KEEP), ("last", 0 if keep else 1)):
+            found = sorted(self._of(session).glob(f"*.{kind}"))
+            for old in found[: len(found) - number]:
+                old.unlink(missing_ok=True)
 
     def read(self, session: bytes, through: int = 0) -> Checkpoint | None:
         """The checkpoint taken after operation `through`, or (0) the last; None: there is none.
@@ -113,10 +121,10 @@ class Checkpoints:
         """
         for step in [through] if through else reversed(self.steps(session)):
             try:
-                data = self._path(session, step).read_bytes()
-                return parse(data)
-            except FileNotFoundError:
-                return None
+                path = self._path(session, step)
+                if path is None:
+                    return None
+                return parse(path.read_bytes())
             except (FormatError, OSError) as error:
                 if through:
                     raise FormatError(f"the checkpoint of operation {through} can't be used: {error}") from error
@@ -125,14 +133,14 @@ class Checkpoints:
 
     def steps(self, session: bytes) -> list[int]:
         """Operations after which there are checkpoints, rising."""
-        names = (path.stem for path in self._of(session).glob("*.checkpoint"))
-        return sorted(int(name) for name in names if name.isdigit())
+        paths = (*self._of(session).glob("*.kept"), *self._of(session).glob("*.last"))
+        return sorted(int(path.stem) for path in paths if path.stem.isdigit())
 
     def rewind(self, session: bytes, through: int) -> None:
         """Forget what comes after `through`: the client goes on from there in another way."""
         for step in self.steps(session):
-            if step > through:
-                self._path(session, step).unlink(missing_ok=True)
+            if step > through and (path := self._path(session, step)) is not None:
+                path.unlink(missing_ok=True)
 
     def forget(self, session: bytes) -> None:
         """Remove all of a session."""
@@ -165,8 +173,9 @@ class Checkpoints:
     def _of(self, session: bytes) -> Path:
         return self._folder / session.hex()
 
-    def _path(self, session: bytes, through: int) -> Path:
-        return self._of(session) / f"{through:020d}.checkpoint"
+    def _path(self, session: bytes, through: int) -> Path | None:
+        paths = (self._of(session) / f"{through:020d}.{kind}" for kind in ("kept", "last"))
+        return next((path for path in paths if path.exists()), None)
 
 
 def parse(data: bytes) -> Checkpoint:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fogline.common.errors import ConfigError, FormatError
+from fogline.common.rpc.gen import tensors_pb2 as pb
 from fogline.common.rpc.peer import Peer
 from fogline.common.rpc.tensor_service import Done
 from fogline.common.tails import optimizer
@@ -44,10 +45,12 @@ class HostedTail:
         """`loaded` is called when the weights have come; `holds` is kept as long as the session."""
         self._executor, self._session, self._peer, self._mode = executor, session, peer, mode
         self._checkpoints, self._loaded, self._holds = checkpoints, loaded, holds
+        self._keep = False  # what the checkpoint that is being made is for
 
     def execute(self, body: Any, frame: Frame) -> Done:
         """Execute an operation."""
         was = self._executor.loaded
+        self._keep = isinstance(body, pb.Checkpoint) and body.keep
         done = self._executor.execute(body, frame)
         if self._executor.loaded and not was:
             self._loaded()
@@ -73,7 +76,7 @@ class HostedTail:
             upstream=token,
             answers=saved,
         )
-        self._checkpoints.write(self._session, header, tensors, parts)
+        self._checkpoints.write(self._session, header, tensors, parts, keep=self._keep)
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Become what was saved. Raises FormatError for a checkpoint of another model."""

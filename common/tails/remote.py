@@ -296,10 +296,10 @@ class RemoteTail(nn.Module):
     def checkpoint(self) -> dict[str, Any]:
         """Make the host's state durable; returns what `connect(resume=…)` goes on from.
 
-        Not between forward and backward. A small dict of plain values, but for codecs that keep tensors (top-k):
-        save it beside the head's own state.
+        The host keeps the last two that were asked for. Not between forward and backward. A small dict of plain values,
+        but for codecs that keep tensors (top-k): save it beside the head's own state.
         """
-        self._wait(self._submit(pb.Checkpoint()))
+        self._wait(self._submit(pb.Checkpoint(keep=True)))
         token: dict[str, Any] = {"session": self.session_id.hex(), "seq": self._client.session.answered}
         if "optimizer" in self.__dict__:
             token["optimizer"] = self.optimizer.state_dict()

@@ -266,12 +266,14 @@ def test_raw_tensors_are_checked() -> None:
         read_raw(dataclasses.replace(header, stages=(1,)), part)  # type: ignore[arg-type]
 
 
-def checkpoint(folder: Path, through: int = 5, quota: int | None = None, session: bytes = b"s" * 16) -> Checkpoints:
+def checkpoint(
+    folder: Path, through: int = 5, quota: int | None = None, session: bytes = b"s" * 16, keep: bool = True
+) -> Checkpoints:
     answer = raw(Role.OUTPUT, torch.arange(3.0), "0")
     saved, parts = saved_answers([Frame(through, pb.Answer(seq=through), (answer[0],), (answer[1],))])
     header = Header("edge", "edge", 2, b"{}", through, ({"lr": 0.1},), None, saved)
     made = Checkpoints(folder, quota)
-    made.write(session, header, {"state/w": torch.ones(2, 2).t(), "empty": torch.empty(0, 3)}, parts)
+    made.write(session, header, {"state/w": torch.ones(2, 2).t(), "empty": torch.empty(0, 3)}, parts, keep=keep)
     return made
 
 
@@ -288,7 +290,7 @@ def test_checkpoints_keep_the_last_two(tmp_path: Path) -> None:
     assert bytes(last.answers[0].parts[0]) == torch.arange(3.0).numpy().tobytes()
     assert kept.read(session, 5) is None
     assert kept.read(b"t" * 16) is None
-    path = tmp_path / session.hex() / f"{9:020d}.checkpoint"
+    path = tmp_path / session.hex() / f"{9:020d}.kept"
     path.write_bytes(path.read_bytes()[:-1])
     passed = kept.read(session)
     assert passed is not None
@@ -300,11 +302,25 @@ def test_checkpoints_keep_the_last_two(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+def test_checkpoints_for_restarts_push_out_none_that_a_client_asked_for(tmp_path: Path) -> None:
+    session = b"s" * 16
+    for through, keep, expected in (
+        (2, False, [2]),
+        (5, True, [5]),
+        (8, False, [5, 8]),
+        (9, False, [5, 9]),
+        (11, True, [5, 11]),
+        (12, False, [5, 11, 12]),
+        (14, True, [11, 14]),
+    ):
+        assert checkpoint(tmp_path, through, keep=keep).steps(session) == expected
+
+
 def test_checkpoints_have_a_quota(tmp_path: Path) -> None:
     size = checkpoint(tmp_path).held_bytes()
-    checkpoint(tmp_path, 6, quota=2 * size)
+    checkpoint(tmp_path, 6, quota=3 * size)
     with pytest.raises(CapacityError, match="close sessions"):
-        checkpoint(tmp_path, 6, quota=3 * size, session=b"t" * 16)
+        checkpoint(tmp_path, 6, quota=4 * size, session=b"t" * 16)
 
 
 def test_every_byte_of_a_checkpoint_counts(tmp_path: Path) -> None:

@@ -131,12 +131,18 @@ def test_a_log_that_is_full_makes_room_by_itself(hosts: Hosts) -> None:
         torch.manual_seed(5)
 
         def before(number: int) -> None:
+            if number == 10:
+                kept.append(remote.checkpoint())
             if number == 25:
                 assert remote._client.session.durable > 20
                 host.restart()
 
+        kept: list[dict[str, object]] = []
         script.run(enumerate(batches(30)), before)
         script.agrees(whole)
+        remote.abandon()
+    with host.connect(split(fresh(), at="first", example=EXAMPLE)[1], optimizer=spec, resume=kept[0]) as remote:
+        assert remote.gradient_norms() == {}, "the checkpoint that was asked for is still there"
 
 
 def test_the_client_starts_again_from_a_checkpoint(hosts: Hosts, spec: dict[str, object]) -> None:
