@@ -49,7 +49,7 @@ def _codecs() -> str:
         "|---|---|---|---|---|---|---|",
     ]
     for name, stage in stages().items():
-        safe = "safe" if stage.training_safe else "no"
+        safe = "within a point" if stage.training_safe else "costs accuracy"
         cells = (f"`{name}`", str(stage.number), stage.summary, stage.ratio, stage.error, safe, stage.adjoint)
         rows.append(f"| {' | '.join(cells)} |")
     return "\n".join(rows)

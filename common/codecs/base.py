@@ -63,7 +63,7 @@ class Stage(ABC):
     version: ClassVar[int] = 1
     name: ClassVar[str]
     rank: ClassVar[int]  # a chain's stages have rising ranks
-    training_safe: ClassVar[bool]  # small networks were seen to train through it
+    training_safe: ClassVar[bool]  # trained through it, a small network ended within a point of raw
     adjoint: ClassVar[Adjoint] = "straight-through"  # "self": gradients must come back through the same stage
     dtypes: ClassVar[frozenset[torch.dtype]] = FLOATS  # others travel without the chain's lossy stages
     options_type: ClassVar[type[Options]] = Options

@@ -48,7 +48,7 @@ class C3sl(Transform):
     number = 9
     name = "c3sl"
     rank = 5
-    training_safe = True
+    training_safe = False
     adjoint = "self"
     options_type: ClassVar[type[Options]] = C3slOptions
     params_type: ClassVar[type[Params]] = C3slParams

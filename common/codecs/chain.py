@@ -108,7 +108,7 @@ class Chain:
 
     @property
     def training_safe(self) -> bool:
-        """Whether small networks were seen to train through every stage."""
+        """Whether a small network trained through each stage ended within a point of raw."""
         return all(cls.training_safe for cls, _ in self._configured)
 
     @property
