@@ -216,7 +216,7 @@ def flat(group: Mapping[str, Any], spec: Mapping[str, Any]) -> dict[str, float]:
             value = value.item()
         if isinstance(value, (bool, int, float)):
             found[key] = float(value)
-        elif isinstance(value, tuple) and all(isinstance(v, (int, float)) for v in value):
+        elif isinstance(value, (tuple, list)) and all(isinstance(v, (int, float)) for v in value):
             found |= {f"{key}.{i}": float(v) for i, v in enumerate(value)}
     return found
 

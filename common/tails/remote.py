@@ -222,8 +222,11 @@ class RemoteTail(nn.Module):
     def submit(self, *args: Any, at: str | None = None, **kwargs: Any) -> Future[Any]:
         """`forward` for inference without waiting; several may be under way. Results come in order.
 
-        The tensors must stay unchanged until then. Raises CapacityError when too much is under way.
+        The tensors must stay unchanged until then. Raises CapacityError when too much is under way, and InputError in
+        training mode, where answers change the state of random numbers.
         """
+        if self._for_training and self.training:
+            raise InputError("submit is for inference; call eval() first, or the module itself for training")
         cut = self._parts.cut(at)
         tensors = self._parts.flat(args, kwargs, cut)
         answered = self._send_forward(tensors, cut, keep=False, wanted=None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import copy
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
@@ -114,7 +115,7 @@ def test_torch_s_schedulers_drive_a_remote_optimizer() -> None:
     recorder.steps.clear()
     made.step()
     assert recorder.steps == [[]], "what did not change does not travel"
-    state = made.state_dict()
+    state = json.loads(json.dumps(made.state_dict()))
     made.param_groups[0]["lr"] = 9.0
     made.load_state_dict(state)
     made.resend()

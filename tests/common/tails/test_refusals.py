@@ -170,6 +170,8 @@ def test_what_training_refuses(host: HostProcess) -> None:
             remote.loss(head(x), y + 10, loss="cross_entropy")
         with pytest.raises(InputError, match="labels"):
             remote.loss(head(x), y[:1], loss="mse")
+        with pytest.raises(InputError, match="submit is for inference"):
+            remote.submit(head(x))
         with pytest.raises(InputError, match="set_to_none"):
             remote.optimizer.zero_grad(set_to_none=False)
         with pytest.raises(ConfigError, match="given to connect"):
