@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from fogline.common.models.augment import Augment as Augment
     from fogline.common.split.cuts import cuts as cuts
     from fogline.common.split.segments import split as split
+    from fogline.common.tails.adaptive import AdaptiveModel as AdaptiveModel
     from fogline.common.tails.remote import RemoteTail as RemoteTail
 
 __version__ = "0.1.0"
@@ -24,12 +25,13 @@ _LAZY = {
     "Augment": "fogline.common.models.augment",
     "cuts": "fogline.common.split.cuts",
     "split": "fogline.common.split.segments",
+    "AdaptiveModel": "fogline.common.tails.adaptive",
     "RemoteTail": "fogline.common.tails.remote",
 }
 
 
 def __getattr__(name: str) -> object:
-    """`fogline.DecodedLoader`, `Augment`, `cuts`, `split`, `RemoteTail`; AttributeError for any other name."""
+    """`fogline.DecodedLoader`, `split`, `RemoteTail` and the others of `_LAZY`; AttributeError for any other name."""
     if name not in _LAZY:
         raise AttributeError(f"module 'fogline' has no attribute {name!r}")
     from importlib import import_module

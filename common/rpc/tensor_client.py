@@ -185,6 +185,11 @@ class TensorClient:
         """Whether a host has the session now."""
         return self._stream > 0
 
+    @property
+    def failure(self) -> FoglineError | None:
+        """What ended the session for good, if something did."""
+        return self._failure
+
     def close(self, timeout_s: float = 5.0) -> None:
         """End the session at the host, after what is under way was answered or `timeout_s` is over."""
         with self._changed:

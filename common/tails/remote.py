@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from fogline.common.config import TlsConfig
-from fogline.common.errors import CapacityError, ConfigError, InputError, ProtocolError
+from fogline.common.errors import CapacityError, ConfigError, FoglineError, InputError, ProtocolError
 from fogline.common.rpc.accounting import LinkMeter
 from fogline.common.rpc.gen import tensors_pb2 as pb
 from fogline.common.rpc.peer import Peer
@@ -330,6 +330,16 @@ class RemoteTail(nn.Module):
         """Replace the weights at the host by safetensors files, one for each part of the tail."""
         tensors = tuple(raw(Role.WEIGHTS, torch.frombuffer(bytearray(f), dtype=torch.uint8)) for f in files)
         self._wait(self._submit(pb.LoadWeights(), tensors))
+
+    @property
+    def connected(self) -> bool:
+        """Whether a host has the session now; what is sent meanwhile waits for one."""
+        return self._client.connected
+
+    @property
+    def failure(self) -> FoglineError | None:
+        """What ended the session for good, if something did: connect anew."""
+        return self._client.failure
 
     def close(self) -> None:
         """End the session: the host forgets it, and its checkpoints. Idempotent."""
