@@ -196,6 +196,7 @@ class TensorService(tensors_pb2_grpc.TensorServiceServicer):
         async with self._alone(session):
             live, fresh = await self._while_telling(context, self._attach(peer, first.open))
             live.stream = asyncio.current_task()
+        closed = False
         try:
             said = live.host.attach(messages.opening(first.open))
             log.info("session attached", extra={"device": peer.name, "session": session.hex(), "fresh": fresh})
@@ -206,8 +207,9 @@ class TensorService(tensors_pb2_grpc.TensorServiceServicer):
             if live.stream is asyncio.current_task():
                 live.stream, live.detached = None, time.monotonic()
                 live.host.detach()
-        if self._live.get(session) is live:  # closed by its client, or broken and of no use to anybody
-            await self._forget(session, forget=closed)
+            # Closed by its client; or broken and of no use to anybody, however its stream ended.
+            if (closed or live.over is not None) and self._live.get(session) is live:
+                await self._forget(session, forget=closed)
 
     async def _while_telling(self, context: Any, work: Coroutine[Any, Any, T]) -> T:
         """The result of `work`, which a client that waits for it hears of."""
