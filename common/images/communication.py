@@ -6,18 +6,18 @@ that go up for it / m, W bytes of one model update.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 
 @dataclass(frozen=True)
-class Traffic:
-    """Bytes of one image in all, without headers and control."""
+class Communication:
+    """What images cost with a fog node and without; of a run, m and the rest are means or sums over its images."""
 
-    receivers: int  # n
+    receivers: float  # n
     source_bytes: float  # m
     alpha: float
-    beta: float
+    beta: float = 1.0  # the paper's edges send their JPEGs as captured
 
     @property
     def serverless_bytes(self) -> float:
@@ -32,12 +32,17 @@ class Traffic:
     @property
     def gain(self) -> float:
         """D_s / D_f = n / (beta + alpha n)."""
-        return self.serverless_bytes / self.fog_bytes
+        return self.receivers / (self.beta + self.alpha * self.receivers)
+
+    @property
+    def gain_as_captured(self) -> float:
+        """n / (1 + alpha n), the paper's: what JPEGs as captured on the uplink would leave of it."""
+        return replace(self, beta=1.0).gain
 
 
-def traffic_of(receivers: int, source_bytes: float, delivered_bytes: float, beta: float = 1.0) -> Traffic:
+def communication_of(receivers: float, source_bytes: float, delivered_bytes: float, beta: float = 1.0) -> Communication:
     """The model of images of `source_bytes` whose records take `delivered_bytes`, shared state included."""
-    return Traffic(receivers, source_bytes, delivered_bytes / source_bytes, beta)
+    return Communication(receivers, source_bytes, delivered_bytes / source_bytes, beta)
 
 
 @dataclass(frozen=True)

@@ -42,6 +42,18 @@ class RasterCodec(LayerCodec):
         return render(self.picture, prepared, places, device)
 
 
+def composed(layers: Sequence[Layer], codecs: Sequence[RasterCodec]) -> NDArray[np.uint8]:
+    """The picture of one image's layers at their own size, (H, W, 3) RGB, without torch. Raises FormatError.
+
+    Every header is read before any pixel is decoded.
+    """
+    prepared = [codec.prepare(layer, {}) for layer, codec in zip(layers, codecs, strict=True)]
+    canvas = codecs[0].picture(prepared[0])
+    for layer, codec, one in zip(layers[1:], codecs[1:], prepared[1:], strict=True):
+        canvas.paste(codec.picture(one), layer.region[:2])
+    return np.asarray(canvas)
+
+
 @dataclass(frozen=True)
 class PairEncoder(ImageEncoder):
     """The whole frame at a low quality, and the pixels of each box again at a higher one, which replace it there."""

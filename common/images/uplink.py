@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +22,7 @@ from fogline.common.images.codec import SourceImage
 from fogline.common.images.container import from_bytes, to_bytes
 from fogline.common.images.forms import Form, Qualities
 from fogline.common.images.jpeg import MAX_BYTES, MAX_PIXELS, decode_jpeg, resize
-from fogline.common.images.raster import PairEncoder
+from fogline.common.images.raster import PairEncoder, RasterCodec, composed
 from fogline.common.images.record import ImageRecord, Layer
 from fogline.common.images.sizes import coded_size
 
@@ -84,14 +83,10 @@ def decode(
     try:
         record = from_bytes(data)
         _check(form, record, content_id, max_pixels)
-        codec: Any = _codec(form)
-        prepared = [codec.prepare(layer, {}) for layer in record.layers]  # every header before any pixel
-        canvas = codec.picture(prepared[0])
-        for layer, one in zip(record.layers[1:], prepared[1:], strict=True):
-            canvas.paste(codec.picture(one), layer.region[:2])
+        pixels = composed(record.layers, [_codec(form)] * len(record.layers))
     except FormatError as error:
         raise _bad(form, str(error)) from error
-    return Uploaded(np.asarray(canvas), record.source_size, record.layers)
+    return Uploaded(pixels, record.source_size, record.layers)
 
 
 def _encoder(form: Form, qualities: Qualities) -> PairEncoder:
@@ -127,7 +122,7 @@ def _check(form: Form, record: ImageRecord, content_id: bytes, max_pixels: int) 
             raise _bad(form, f"a layer of codec {layer.codec}, version {layer.version}; it takes {codec.name} alone")
 
 
-def _codec(form: Form) -> jpeg2.Jpeg2 | avif2.Avif2:
+def _codec(form: Form) -> RasterCodec:
     return jpeg2.Jpeg2() if form is Form.RESIZED else avif2.Avif2()
 
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from fogline.common.boxes import Box
 from fogline.common.images.codec import EncodedImage, SourceImage, codec_of
 from fogline.common.images.container import MAX_CAMERA_BYTES, to_bytes
-from fogline.common.images.raster import RasterCodec
+from fogline.common.images.raster import RasterCodec, composed
 from fogline.common.images.record import ImageRecord
 
 
@@ -38,25 +38,16 @@ def render(
     sources: Sequence[SourceImage], images: Sequence[EncodedImage], shared: Mapping[bytes, bytes], device: str = "cpu"
 ) -> list[NDArray[np.uint8]]:
     """Decode images of one size, uint8 (H, W, 3) each. Raises FormatError."""
-    pictures = [_pictures(image) for image in images]
+    pictures = [_picture(image) for image in images]
     plain = [picture for picture in pictures if picture is not None]
     return plain if len(plain) == len(images) else _tensors(sources, images, shared, device)
 
 
-def _pictures(image: EncodedImage) -> NDArray[np.uint8] | None:
+def _picture(image: EncodedImage) -> NDArray[np.uint8] | None:
     """The image where all of its layers are pictures, else None."""
     codecs = [codec_of(layer.codec, layer.version) for layer in image.layers]
-    out: NDArray[np.uint8] | None = None
-    for layer, codec in zip(image.layers, codecs, strict=True):
-        if not isinstance(codec, RasterCodec):
-            return None
-        pixels = np.asarray(codec.picture(codec.prepare(layer, {})))
-        if out is None:
-            out = pixels.copy()
-        else:
-            x, y, w, h = layer.region
-            out[y : y + h, x : x + w] = pixels
-    return out
+    pictures = [codec for codec in codecs if isinstance(codec, RasterCodec)]
+    return composed(image.layers, pictures) if len(pictures) == len(codecs) else None
 
 
 def _tensors(

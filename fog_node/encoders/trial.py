@@ -61,8 +61,8 @@ def _search(
     candidate: Candidate, frames: Sequence[SourceImage], goal: Goal, limits: Limits, device: str, start: Rungs | None
 ) -> Trial | Dropped:
     first = start or (None, None)
-    background = LadderSearch(len(candidate.background), first[0])
-    objects = LadderSearch(len(candidate.objects), first[1])
+    background = LadderSearch(len(candidate.ladder.backgrounds), first[0])
+    objects = LadderSearch(len(candidate.ladder.objects), first[1])
     tried: dict[Rungs, Figures] = {}
     slow = 0
     while True:

@@ -57,10 +57,10 @@ def run(arguments: argparse.Namespace) -> int:
     """Measure and print. Returns the exit code of the first codec or frame that was refused, else 0."""
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read by torch when imported; see fogline.up
     codecs = _check(arguments)
+    from fogline.common.images.ladders import grid
     from fogline.compare import equal, plot, run, tables
     from fogline.compare.detector import estimate_s, make_task
     from fogline.compare.frames import load
-    from fogline.compare.ladders import ladder
     from fogline.compare.results import Results, Summary
 
     if arguments.plot:
@@ -74,7 +74,7 @@ def run(arguments: argparse.Namespace) -> int:
         parts = [split_train_eval(sequence) for sequence in sequences]
         sequences = [part[0] for part in parts]
         task = make_task(sequences, [p[1] for p in parts], arguments.width, arguments.steps, arguments.seeds)
-        estimate_s(task, 1 + sum(len(ladder(codec).middle()) for codec in codecs), tell)
+        estimate_s(task, 1 + sum(len(grid(codec).middle()) for codec in codecs), tell)
     if REFERENCE not in codecs:
         tell.line(f"no table at equal quality: add {REFERENCE} to --codecs for it")
     loaded: list[Folder] = []

@@ -17,7 +17,7 @@ from pathlib import Path
 from fogline.common.data.load import load_sequence
 from fogline.common.data.sequence import AnnotatedSequence
 from fogline.common.errors import ConfigError, InputError
-from fogline.common.images.communication import Place, traffic_of
+from fogline.common.images.communication import Place, communication_of
 from fogline.common.images.forms import Form
 from fogline.common.images.planning import Link, decide
 from fogline.common.images.sizes import coded_size
@@ -144,7 +144,7 @@ def _measured(
             found.camera,
             found.size,
             decision,
-            traffic_of(link.n, found.source_bytes, delivered, found.uploaded_bytes / found.source_bytes),
+            communication_of(link.n, found.source_bytes, delivered, found.uploaded_bytes / found.source_bytes),
             None if model_bytes is None else Place(model_bytes, delivered, arguments.images_per_update),
             found.uploaded_bytes,
         )
@@ -176,7 +176,9 @@ def _from_fog(data_dir: Path, model_bytes: float | None, images_per_update: floa
             choice.camera,
             (choice.width, choice.height),
             choice.decision,
-            traffic_of(choice.decision.link.n, uploaded, delivered) if uploaded and delivered and as_captured else None,
+            communication_of(choice.decision.link.n, uploaded, delivered)
+            if uploaded and delivered and as_captured
+            else None,
             Place(model_bytes, delivered, images_per_update) if model_bytes and delivered else None,
             uploaded,
         )

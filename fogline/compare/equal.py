@@ -6,8 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from fogline.common.images.ladders import grid
 from fogline.compare.curves import Cost, Ratio
-from fogline.compare.ladders import ladder
 from fogline.compare.run import Point, fronts
 
 STEP_DB = 2  # between the levels that are shown
@@ -59,7 +59,7 @@ def compare(points: Sequence[Point], reference: str, object_db: float) -> Equal 
 
 
 def _usual_db(points: Sequence[Point], reference: str) -> float | None:
-    usual = ladder(reference).usual
+    usual = grid(reference).usual
     for point in points:
         if usual and point.codec == reference and point.measured is not None and usual.items() <= point.params.items():
             return point.measured.background_db

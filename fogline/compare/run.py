@@ -11,9 +11,9 @@ from typing import Any
 import torch
 
 from fogline.common.errors import FoglineError
+from fogline.common.images.ladders import Params, grid
 from fogline.compare.curves import Front
 from fogline.compare.frames import Folder
-from fogline.compare.ladders import Params, ladder
 from fogline.compare.measure import Measured, measure
 from fogline.compare.subjects import build_subject
 
@@ -35,7 +35,7 @@ class Point:
 def check(codecs: Sequence[str], device: str) -> None:
     """Build every codec once, so that what is wrong is said before hours of work. Raises ConfigError."""
     for codec in codecs:
-        _, _, params = next(ladder(codec).rungs())
+        _, _, params = next(grid(codec).rungs())
         build_subject(codec, params, device)
 
 
@@ -47,8 +47,8 @@ def run(
     A codec that fails at a setting gives a point with the error, and the rest goes on.
     """
     for codec in codecs:
-        rungs = list(ladder(codec).rungs())
-        shown = {(row, column) for row, column, _ in ladder(codec).middle()}
+        rungs = list(grid(codec).rungs())
+        shown = {(row, column) for row, column, _ in grid(codec).middle()}
         for number, (row, column, params) in enumerate(rungs, 1):
             name = f"{folder.name}: {codec} {number} of {len(rungs)} ({describe(params)})"
             clock = _Clock(tell, name, len(folder.frames))

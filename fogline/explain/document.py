@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fogline.common.images.communication import Place, Traffic
+from fogline.common.images.communication import Communication, Place
 from fogline.common.images.planning import DEFAULT_RATE_BIT_S, Decision, Weighed
 
 SCHEMA = 1
@@ -19,7 +19,7 @@ class Explained:
     camera: str
     size: tuple[int, int]  # coded width and height
     decision: Decision
-    traffic: Traffic | None
+    traffic: Communication | None
     place: Place | None
     uploaded_bytes: float | None = None  # of what goes up for one image
 
@@ -94,7 +94,7 @@ def _candidate(one: Weighed) -> dict[str, Any]:
     }
 
 
-def _traffic(traffic: Traffic) -> dict[str, Any]:
+def _traffic(traffic: Communication) -> dict[str, Any]:
     return {
         "receivers_n": traffic.receivers,
         "source_bytes_m": traffic.source_bytes,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from fogline.common.images.communication import Place, Traffic
+from fogline.common.images.communication import Communication, Place
 from fogline.common.images.planning import DEFAULT_RATE_BIT_S, Weighed
 from fogline.explain.document import Explained, upload_s
 
@@ -70,7 +70,7 @@ def _row(one: Weighed) -> tuple[str, ...]:
     )
 
 
-def _traffic(traffic: Traffic) -> str:
+def _traffic(traffic: Communication) -> str:
     n = traffic.receivers
     return (
         f"traffic of an image of m = {traffic.source_bytes:,.0f} bytes: D_s = {traffic.serverless_bytes:,.0f} without, "

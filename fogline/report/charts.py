@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+from fogline.common.images.communication import Communication
 from fogline.deploy.local.view import human_seconds
-from fogline.report.traffic import Model, Traffic
+from fogline.report.traffic import Traffic
 
 _INK, _MUTED, _GRID = "#1d2733", "#5d6b7a", "#e3e8ee"
 COLOURS = {
@@ -91,26 +92,26 @@ def bytes_chart(traffic: Traffic, codec: str) -> str:
     return _svg(figure)
 
 
-def gain_chart(traffic: Traffic, model: Model) -> str:
+def gain_chart(traffic: Traffic, model: Communication) -> str:
     """n / (beta + alpha n) over the receivers, with what was measured, and the paper's beta of 1 beside it."""
     figure, axes = _figure(4.6, 2.7)
-    most = max(12, round(model.n * 1.5))
+    most = max(12, round(model.receivers * 1.5))
     receivers = range(1, most + 1)
-    free = [Model(n, 0.0, model.beta).gain for n in receivers]
+    free = [replace(model, receivers=n, alpha=0.0).gain for n in receivers]
     axes.plot(receivers, free, color=COLOURS["baseline"], linestyle=":", label="alpha = 0: free records")
     axes.plot(
         receivers,
-        [Model(n, model.alpha, model.beta).gain for n in receivers],
+        [replace(model, receivers=n).gain for n in receivers],
         color=COLOURS["uplink"],
         label=f"n/(beta+alpha n), alpha = {model.alpha:.3f}, beta = {model.beta:.2f}",
     )
     if model.beta < _CODED_BETA:
-        as_captured = [Model(n, model.alpha).gain for n in receivers]
+        as_captured = [replace(model, receivers=n).gain_as_captured for n in receivers]
         axes.plot(receivers, as_captured, color=COLOURS["source"], linestyle="--", label="n/(1+alpha n): JPEGs go up")
-    axes.plot([model.n], [traffic.gain_vs_source], "o", color=COLOURS["control"], label="measured, all bytes")
+    axes.plot([model.receivers], [traffic.gain_vs_source], "o", color=COLOURS["control"], label="measured, all bytes")
     axes.set_xlabel("receivers of each image, n")
     axes.set_ylabel("gain over JPEGs as captured")
-    axes.set_ylim(0, Model(most, model.alpha, model.beta).gain * 1.6 + 1)
+    axes.set_ylim(0, replace(model, receivers=most).gain * 1.6 + 1)
     _legend(axes, loc="upper left")
     return _svg(figure)
 

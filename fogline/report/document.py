@@ -133,7 +133,7 @@ def _extra(found: Findings) -> dict[str, Any]:
     return {
         "synthetic": found.synthetic,
         "prediction": {
-            "n": found.model.n,
+            "n": found.model.receivers,
             "alpha": found.model.alpha,
             "beta": found.model.beta,
             "gain_n_over_1_plus_alpha_n": found.model.gain_as_captured,

@@ -6,11 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from fogline.common.images.communication import Communication
 from fogline.fog_node.stats import ChoiceStats
 from fogline.report.charts import Curve
 from fogline.report.holdings import Completeness
 from fogline.report.pictures import Exhibit, Panel
-from fogline.report.traffic import Flow, Model, Traffic
+from fogline.report.traffic import Flow, Traffic
 
 SCHEMA = 1
 
@@ -122,7 +123,7 @@ class Findings:
     receivers_per_image: float
     traffic: Traffic
     flows: Sequence[Flow]
-    model: Model
+    model: Communication
     scores: Sequence[Score]
     encode: Speed
     decode: Speed

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from fogline.deploy.local.view import human_bytes
@@ -183,7 +183,6 @@ def _alpha(trial: CodecTrial) -> float:
 
 
 def _codec_rows(found: Findings) -> list[dict[str, Any]]:
-    n = found.model.n
     return [
         {
             "codec": trial.codec + (" (this run)" if trial.this_run else ""),
@@ -193,7 +192,7 @@ def _codec_rows(found: Findings) -> list[dict[str, Any]]:
             "object": decibel(trial.object_db),
             "encode": rate(trial.encode_per_s),
             "decode": rate(trial.decode_per_s),
-            "gain": f"{n / (found.model.beta + n * _alpha(trial)):.2f}x",
+            "gain": f"{replace(found.model, alpha=_alpha(trial)).gain:.2f}x",
             "this": trial.this_run,
         }
         for trial in found.trials

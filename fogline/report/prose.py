@@ -114,8 +114,8 @@ def gain(found: Findings) -> str:
     model = found.model
     text = (
         f"A byte of JPEG becomes beta = {model.beta:.3f} bytes on the way up and alpha = {model.alpha:.3f} bytes of "
-        f"record. With n = {model.n:.3g} receivers, n/(beta + alpha n) predicts {model.gain:.2f}x; measured, with "
-        f"control, it is {found.traffic.gain_vs_source:.2f}x. "
+        f"record. With n = {model.receivers:.3g} receivers, n/(beta + alpha n) predicts {model.gain:.2f}x; measured, "
+        f"with control, it is {found.traffic.gain_vs_source:.2f}x. "
     )
     if found.uplink == "original":
         return text + "The ceiling is n/beta, about n, as every JPEG goes up once as captured; see --uplink."

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from fogline.common.images.communication import Communication, communication_of
+
 
 @dataclass(frozen=True)
 class Flow:
@@ -64,28 +66,10 @@ def count(
     )
 
 
-@dataclass(frozen=True)
-class Model:
-    """The paper's arithmetic: n receivers; alpha = bytes of a record, beta = of an upload, over those of the source."""
-
-    n: float
-    alpha: float
-    beta: float = 1.0  # the paper's edges send their JPEGs as captured
-
-    @property
-    def gain(self) -> float:
-        """n / (beta + alpha n)."""
-        return self.n / (self.beta + self.alpha * self.n)
-
-    @property
-    def gain_as_captured(self) -> float:
-        """n / (1 + alpha n), the paper's: what JPEGs as captured on the uplink would leave of it."""
-        return self.n / (1 + self.alpha * self.n)
-
-
-def model_of(traffic: Traffic, receivers: float, source_bytes: int) -> Model:
+def model_of(traffic: Traffic, receivers: float, source_bytes: int) -> Communication:
     """alpha and beta as measured, with headers: what a receiver was sent, and what went up, per byte of source."""
     per_receiver = (traffic.downlink + traffic.shared_state) / max(1.0, receivers)
     source = max(1, source_bytes)
     # Where nothing went up (an edge's images were held already) the paper's 1 keeps the arithmetic whole.
-    return Model(receivers, per_receiver / source, traffic.uplink / source if traffic.uplink else 1.0)
+    beta = traffic.uplink / source if traffic.uplink else 1.0
+    return communication_of(receivers, source, per_receiver, beta)

@@ -127,13 +127,6 @@ def test_bytes_are_sorted_into_the_schema_s_classes() -> None:
     assert found.model.gain_as_captured == pytest.approx(2 / (1 + 2 * 160 / 900))
 
 
-def test_paper_s_arithmetic() -> None:
-    assert traffic.Model(9, 1 / 12.1).gain == pytest.approx(5.161, abs=1e-3)
-    assert traffic.Model(9, 0).gain == 9
-    assert traffic.Model(9, 0.05, 0.1).gain == pytest.approx(9 / 0.55)
-    assert traffic.Model(9, 0.05, 0.1).gain_as_captured == pytest.approx(9 / 1.45)
-
-
 def test_document_is_json_with_means_over_what_is_there() -> None:
     made = json.loads(json.dumps(document(findings())))
     assert made["quality"] == {"full_psnr_db": 29.0, "background_psnr_db": 27.0, "object_psnr_db": 33.0}

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from fogline.common.images.communication import Place, traffic_of
+from fogline.common.images.communication import Place, communication_of
 from fogline.common.images.planning import (
     DEFAULT_RATE_BIT_S,
     MARGIN,
@@ -205,11 +205,13 @@ def test_a_choice_survives_json(goal: Goal, link: Link, candidates: list[Figures
 
 
 def test_the_communication_model_gives_the_published_figures() -> None:
-    paper = traffic_of(9, 12_100.0, 1000.0)
+    paper = communication_of(9, 12_100.0, 1000.0)
     assert paper.gain == pytest.approx(5.161, abs=0.001)
     assert paper.serverless_bytes / paper.fog_bytes == pytest.approx(paper.gain)
-    assert traffic_of(9, 1000.0, 12.5, beta=0.15).gain == pytest.approx(34.3, abs=0.1)
-    assert traffic_of(1, 1000.0, 100.0).gain < 1
+    assert communication_of(9, 1000.0, 12.5, beta=0.15).gain == pytest.approx(34.3, abs=0.1)
+    assert communication_of(1, 1000.0, 100.0).gain < 1
+    assert communication_of(9, 1000.0, 0.0).gain == 9
+    assert communication_of(9, 1000.0, 50.0, beta=0.1).gain_as_captured == pytest.approx(9 / 1.45)
 
 
 def test_training_belongs_at_the_edges_below_the_break_even() -> None:

@@ -13,6 +13,7 @@ from PIL import Image
 
 from fogline.common.errors import ConfigError
 from fogline.common.images.codec import EncodedImage, ImageEncoder, SourceImage
+from fogline.common.images.ladders import Ladder
 from fogline.common.images.planning import Choice, Dropped, Goal, Situation
 from fogline.common.images.record import SharedState
 from fogline.fog_node import encoders
@@ -136,7 +137,9 @@ def test_a_trial_finds_the_cheapest_parameters_that_are_good_enough(name: str) -
     for lower in ((trial.rungs[0] - 1, trial.rungs[1]), (trial.rungs[0], trial.rungs[1] - 1)):
         if min(lower) < 0:
             continue
-        one = replace(candidate, background=(candidate.background[lower[0]],), objects=(candidate.objects[lower[1]],))
+        backgrounds, objects = candidate.ladder.backgrounds, candidate.ladder.objects
+        rung = Ladder((backgrounds[lower[0]],), (objects[lower[1]],))
+        one = replace(candidate, ladder=rung)
         worse = run_trial(one, frames(2), goal, LIMITS)
         assert isinstance(worse, Trial)
         assert worse.figures.shortfall_db(goal) > 0

@@ -15,11 +15,10 @@ from PIL import Image
 from fogline.cli import main
 from fogline.common.data.clip import write_clip
 from fogline.common.errors import ConfigError, InputError
+from fogline.common.images import ladders
+from fogline.common.images.ladders import Ladder
 
 pytest.importorskip("torch")
-
-from fogline.compare import ladders
-from fogline.compare.ladders import Ladder
 
 
 @pytest.fixture(scope="module")
@@ -31,12 +30,12 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 def short_ladders(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two backgrounds and two objects: the shape of a ladder without its length."""
     short = {
-        name: Ladder(ladders.LADDERS[name].backgrounds[1:4:2], ladders.LADDERS[name].objects[::2], usual)
+        name: Ladder(ladders.GRIDS[name].backgrounds[1:4:2], ladders.GRIDS[name].objects[::2], usual)
         for name, usual in (("jpeg2", {"background_quality": 22}), ("avif2", {"background_quality": 35}))
     }
     short["siren"] = Ladder(({"steps": 30, "object_steps": 30},))
     short["av1-video2"] = Ladder(({"crf": 50, "preset": 10},), ({"object_crf": 20},))
-    monkeypatch.setattr(ladders, "LADDERS", short)
+    monkeypatch.setattr(ladders, "GRIDS", short)
 
 
 def folder(path: Path, sizes: list[tuple[int, int]], boxes: bool = True) -> Path:
