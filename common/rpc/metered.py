@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -68,6 +69,7 @@ class _Stubs:
     ) -> None:
         self._inner, self._connection, self._own, self._deadline_s = inner, connection, own, deadline_s
         self._unwatch = unwatch
+        self._lock, self._closing = threading.Lock(), False
 
     def unary_unary(self, method: str, *args: Any, **kwargs: Any) -> Any:
         return self._method(self._inner.unary_unary, method, True, *args, **kwargs)
@@ -103,8 +105,17 @@ class _Stubs:
             self._connection.received(message, len(data), unary=unary)
             return message
 
-        made = make(method, serialize, deserialize, _registered_method=_registered_method)
+        # gRPC registers a method with a channel that another thread may have freed, and crashes. Where it is not
+        # registered, the call says that the channel is closed.
+        with self._lock:
+            made = make(method, serialize, deserialize, _registered_method=_registered_method and not self._closing)
         return Method(made, method, self._connection, self._own, unary=unary, deadline_s=self._deadline_s)
+
+    def _close(self) -> None:
+        """Before the channel is closed: from here on its methods are not registered."""
+        self._unwatch()
+        with self._lock:
+            self._closing = True
 
 
 class MeteredChannel(_Stubs, grpc.Channel):
@@ -120,7 +131,7 @@ class MeteredChannel(_Stubs, grpc.Channel):
 
     def close(self) -> None:
         """Cancel every call and close the connection."""
-        self._unwatch()
+        self._close()
         self._inner.close()
         self._connection.closed()
 
@@ -149,7 +160,7 @@ class MeteredAioChannel(_Stubs, grpc.aio.Channel):
 
     async def close(self, grace: float | None = None) -> None:
         """End every call, after `grace` seconds, and close the connection."""
-        self._unwatch()
+        self._close()
         await self._inner.close(grace)
         self._connection.closed()
 

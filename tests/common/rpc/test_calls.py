@@ -132,6 +132,22 @@ def test_no_unary_call_waits_for_ever(loop: Loop) -> None:
         control_pb2_grpc.FleetServiceStub(channel).Leave(control_pb2.LeaveRequest())
 
 
+def test_a_stub_of_a_closed_channel_refuses_calls(loop: Loop) -> None:
+    _, port = loop.serve(INSECURE, Images())
+    channel = link(port)
+    channel.close()
+    with pytest.raises(ValueError, match="closed channel"):
+        images_pb2_grpc.ImageServiceStub(channel).Hello(HELLO)
+
+    async def later() -> None:
+        channel = await aio_connect(f"127.0.0.1:{port}", INSECURE, meter=LinkMeter("edge-fog"), me=EDGE)
+        await channel.close()
+        with pytest.raises(grpc.aio.UsageError, match="closed"):
+            await images_pb2_grpc.ImageServiceStub(channel).Hello(HELLO)
+
+    loop.run(later())
+
+
 def test_health_follows_readiness(loop: Loop) -> None:
     server, port = loop.serve(INSECURE)
     status = health_pb2.HealthCheckResponse
