@@ -10,7 +10,7 @@ from fogline.cloud_server.fleet_service import FleetService
 from fogline.cloud_server.model_service import ModelService
 from fogline.cloud_server.models import ModelStore
 from fogline.cloud_server.registry import Registry
-from fogline.common import pki, process
+from fogline.common import notify, pki, process
 from fogline.common.clock import now_us
 from fogline.common.files import DirectoryLock
 from fogline.common.metrics import CloudMetrics
@@ -59,9 +59,11 @@ async def serve(config: CloudConfig) -> None:
         state["ok"] = True
         process.announce_ready(port=port, metrics_port=metrics_port, tensors_port=tensors_port)
         log.info("serving", extra={"port": port, "metrics_port": metrics_port, "data_dir": str(config.data_dir)})
+        beats = asyncio.create_task(notify.Watchdog().beat_always(lambda: _summary(registry)))
         await stop.wait()
         state["ok"] = False
         log.info("stopping")
+        beats.cancel()
         await server.stop()
         if watching is not None:
             await watching
@@ -82,6 +84,11 @@ def _tails(config: CloudConfig) -> TailHostProcess | None:
     )
     check(own)
     return TailHostProcess(own)
+
+
+def _summary(registry: Registry) -> str:
+    devices = registry.devices(now_us())
+    return f"{sum(device.alive for device in devices)} of {len(devices)} devices alive"
 
 
 def _connect(metrics: CloudMetrics, registry: Registry, models: ModelStore) -> None:

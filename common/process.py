@@ -16,7 +16,7 @@ from types import FrameType
 
 import psutil
 
-from fogline.common import logs
+from fogline.common import logs, notify
 from fogline.common.errors import FoglineError, InternalError
 
 PR_SET_PDEATHSIG = 1
@@ -28,7 +28,9 @@ def die_with_parent(parent_pid: int | None = None) -> None:
 
     Call it first thing in a child; pass the parent's pid when it is known, to close the race with a parent that is
     already gone. The kernel watches the *thread* that started us: start children from a thread that stays.
+    The service manager hears of a child by its parent alone.
     """
+    notify.forget()
     if sys.platform != "linux":
         return
     libc = ctypes.CDLL(None, use_errno=True)
@@ -55,7 +57,7 @@ def cpu_seconds() -> float:
 
 
 def announce_ready(*, metrics_port: int, port: int | None = None, tensors_port: int | None = None) -> None:
-    """Print `ready {json}` on stdout: the one line that tells a launcher we serve, and on which ports.
+    """Print `ready {json}` on stdout, which tells a launcher that we serve, and on which ports; tell systemd as well.
 
     `port` is gRPC's, of processes that have one; `metrics_port` is -1 where metrics are off; `tensors_port` is that
     of a tail host beside the node.
@@ -64,6 +66,7 @@ def announce_ready(*, metrics_port: int, port: int | None = None, tensors_port: 
     ports |= {"tensors_port": tensors_port} if tensors_port is not None else {}
     sys.stdout.write(f"ready {json.dumps(ports)}\n")
     sys.stdout.flush()
+    notify.notify(READY=1)
 
 
 def stop_event() -> threading.Event:
@@ -73,6 +76,7 @@ def stop_event() -> threading.Event:
     def on_signal(_number: int, _frame: FrameType | None) -> None:
         if event.is_set():
             os._exit(130)
+        notify.notify(STOPPING=1, STATUS="stopping")
         event.set()
 
     for number in STOP_SIGNALS:
@@ -87,6 +91,7 @@ def aio_stop_event() -> asyncio.Event:
     def on_signal() -> None:
         if event.is_set():
             os._exit(130)
+        notify.notify(STOPPING=1, STATUS="stopping")
         event.set()
 
     for number in STOP_SIGNALS:

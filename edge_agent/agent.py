@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import fogline
-from fogline.common import pki, process
+from fogline.common import notify, pki, process
 from fogline.common.errors import ConfigError, FoglineError, IdentityError
 from fogline.common.files import DirectoryLock
 from fogline.common.metrics import EdgeMetrics
@@ -46,8 +46,11 @@ def serve(config: EdgeConfig, clock: FogClock | None = None) -> int:
         try:
             agent.start(stopped)
             process.announce_ready(metrics_port=agent.metrics_port)
+            watchdog = notify.Watchdog()
             while not stopped.wait(1.0):
                 agent.refresh()
+                if agent.works():
+                    watchdog.beat(agent.summary)
         finally:
             stuck = agent.close()
     finally:
@@ -84,6 +87,7 @@ class Agent:
         self._received_at = time.monotonic()
         self._received_cursor = -1
         self._refreshing = threading.Lock()
+        self._stuck: dict[str, float] = {}
         root, tls = config.data_dir, config.tls
         self._outbox = Outbox(root / "outbox", config.outbox.max_bytes, config.outbox.policy)
         self._library = Library(root / "library", config.library.max_bytes)
@@ -198,6 +202,19 @@ class Agent:
             metrics.library_bytes.set(self._library.bytes)
             metrics.cursor.set(self._library.cursor)
 
+    def works(self) -> bool:
+        """Whether no task hangs. One that does holds what others need: the service manager is to start us again."""
+        stuck = self._supervisor.stuck()
+        for name in stuck.keys() - self._stuck.keys():
+            _log.error("%s hangs: it has neither worked nor waited for %.0f s; please report it", name, stuck[name])
+        self._stuck = stuck
+        return not stuck
+
+    @property
+    def summary(self) -> str:
+        """How we do, in a line."""
+        return f"no fog node: {self._fog.error}" if self._fog.error else "connected to the fog node"
+
     def health(self) -> dict[str, object]:
         """What `/healthz` answers. `ok`: connected, with room, and every task running."""
         self.refresh()
@@ -211,6 +228,7 @@ class Agent:
             "disk": receiving.full,
             "train": self._trainer.state.trouble if self._trainer else "",
             **{f"task_{name}": text for name, text in tasks.items()},
+            **{f"task_{name}": f"hangs for {seconds:.0f} s" for name, seconds in self._stuck.items()},
         }
         return {
             "ok": not any(troubles.values()),

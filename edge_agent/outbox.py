@@ -132,7 +132,8 @@ class Outbox:
 
     def totals(self) -> dict[str, int]:
         """Images captured, stored, duplicate, rejected and dropped in the life of this outbox, restarts included."""
-        return dict(self._db.rows("SELECT name, value FROM totals"))
+        with self.changed:
+            return dict(self._db.rows("SELECT name, value FROM totals"))
 
     def close(self) -> None:
         """Close the database."""

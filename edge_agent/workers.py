@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -14,15 +15,20 @@ from fogline.common.errors import FoglineError
 _log = logging.getLogger(__name__)
 _LONGEST_PAUSE_S = 30.0
 _STEADY_S = 60.0  # a worker that ran this long starts again with the shortest pause
+STUCK_S = 600.0  # trying every fog node that may be known takes half of it
 
 
 class Stop:
-    """The order to stop: an event to wait on, and calls that end waits elsewhere (of an RPC, say)."""
+    """The order to stop: an event to wait on, and calls that end waits elsewhere (of an RPC, say).
+
+    Whoever works looks at it at every turn. So it also knows who has not for long and does not wait either: who hangs.
+    """
 
     def __init__(self) -> None:
         self.event = threading.Event()
         self._lock = threading.Lock()
         self._calls: list[Callable[[], object]] = []
+        self._looked: dict[int, float] = {}  # by watched thread, when it last did; infinite while it waits
 
     def set(self) -> None:
         """Give the order."""
@@ -33,15 +39,41 @@ class Stop:
             call()
 
     def __bool__(self) -> bool:
+        self._look(time.monotonic())
         return self.event.is_set()
 
     def wait(self, seconds: float) -> bool:
         """Sleep, at most until the order; whether it was given."""
-        return self.event.wait(seconds)
+        self._look(time.monotonic() + seconds)
+        given = self.event.wait(seconds)
+        self._look(time.monotonic())
+        return given
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """While inside, `stuck_s` tells of this thread."""
+        me = threading.get_ident()
+        self._looked[me] = time.monotonic()
+        try:
+            yield
+        finally:
+            del self._looked[me]
+
+    def stuck_s(self, thread: int | None) -> float:
+        """For how many seconds a watched thread neither looked at the order nor waited; 0 for others."""
+        return max(0.0, time.monotonic() - self._looked.get(thread or 0, math.inf))
+
+    def _look(self, moment: float) -> None:
+        me = threading.get_ident()
+        if self._looked.get(me, math.inf) != math.inf:
+            self._looked[me] = moment
 
     @contextmanager
     def calling(self, call: Callable[[], object]) -> Iterator[None]:
-        """While inside, the order also makes this call (at once when it was given before)."""
+        """While inside, the order also makes this call (at once when it was given before), and waiting is no hang."""
+        me = threading.get_ident()
+        before = self._looked.get(me, math.inf)
+        self._look(math.inf)
         with self._lock:
             given = self.event.is_set()
             self._calls.append(call)
@@ -52,6 +84,8 @@ class Stop:
         finally:
             with self._lock:
                 self._calls.remove(call)
+            if before != math.inf:
+                self._looked[me] = time.monotonic()
 
 
 @dataclass
@@ -89,7 +123,16 @@ class Supervisor:
                 worker.thread.join(max(0.0, deadline - time.monotonic()))
         return [w.name for w in self.workers if w.thread is not None and w.thread.is_alive()]
 
+    def stuck(self) -> dict[str, float]:
+        """Workers that hang, and for how many seconds; see `Stop`."""
+        found = {w.name: self._stop.stuck_s(w.thread.ident) for w in self.workers if w.thread is not None}
+        return {name: seconds for name, seconds in found.items() if seconds > STUCK_S}
+
     def _root(self, worker: Worker) -> None:
+        with self._stop.watched():
+            self._run(worker)
+
+    def _run(self, worker: Worker) -> None:
         pause = 0.5
         while not self._stop:
             started = time.monotonic()

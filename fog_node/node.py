@@ -7,7 +7,7 @@ import logging
 import time
 from collections.abc import Sequence
 
-from fogline.common import addresses, pki, process
+from fogline.common import addresses, notify, pki, process
 from fogline.common.errors import ConfigError, FoglineError
 from fogline.common.images.forms import Form
 from fogline.common.metrics import FogMetrics
@@ -132,8 +132,8 @@ class _Node:
                 raise result
 
     async def _watch(self, server: RpcServer) -> None:
-        """Bring gauges and health up to date."""
-        serving, swept = False, float("-inf")
+        """Bring gauges and health up to date, and tell the service manager that loop and store work."""
+        serving, swept, watchdog = False, float("-inf"), notify.Watchdog()
         while True:
             if time.monotonic() - swept > SWEEP_S:
                 swept = time.monotonic()
@@ -158,6 +158,7 @@ class _Node:
                 "images": counts,
                 "store": trouble or "open",
             } | ({} if self._tails is None else {"tails": self._tails.state})
+            watchdog.beat(f"encoder {encoder}" + (f"; {trouble}" if trouble else ""))
             if counts:
                 self._metrics.stored_images.set(sum(counts.values()))
             self._metrics.store_bytes.set(self._store.blobs.total_bytes)

@@ -13,7 +13,7 @@ import logging
 import sys
 from typing import TYPE_CHECKING, Any
 
-from fogline.common import logs, pki, process
+from fogline.common import logs, notify, pki, process
 from fogline.common.files import DirectoryLock
 from fogline.common.metrics import TailMetrics
 from fogline.common.rpc.accounting import LinkMeter
@@ -108,8 +108,9 @@ async def _watch(
     service: TensorService, metrics: TailMetrics, state: dict[str, object], factory: SessionFactory, keep_s: float
 ) -> None:
     swept = float("-inf")
-    loop = asyncio.get_running_loop()
+    loop, watchdog = asyncio.get_running_loop(), notify.Watchdog()
     while True:
+        watchdog.beat(f"{service.sessions} sessions")
         if loop.time() - swept > SWEEP_S:
             swept = loop.time()
             if gone := await asyncio.to_thread(factory.sweep, keep_s):
