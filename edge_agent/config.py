@@ -19,7 +19,7 @@ DISCOVER = "discover"
 class Frames(Config, frozen=True):
     """A run of frames of one annotated folder, counted from 0 as in the folder, refused frames included."""
 
-    path: Annotated[Path, Meta(description="OTB or VOC folder")]
+    path: Annotated[Path, Meta(description="OTB, COCO, VOC or YOLO folder")]
     start: Annotated[int, Meta(ge=0, description="First frame")] = 0
     stop: Annotated[int | None, Meta(description="Frame after the last; none: to the end")] = None
     camera: Annotated[str, Meta(description="Name sent with the images; empty: capture.camera")] = ""

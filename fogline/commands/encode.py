@@ -27,7 +27,7 @@ BATCH = 32
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the command line."""
-    parser.add_argument("folder", type=Path, metavar="DIR", help="an annotated sequence: OTB or VOC")
+    parser.add_argument("folder", type=Path, metavar="DIR", help="an annotated sequence: OTB, COCO, VOC or YOLO")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE", help="the file to write")
     parser.add_argument("--codec", choices=CHOICES, default="siren", help="image codec (default: siren)")
     parser.add_argument("--param", action="append", default=[], metavar="KEY=VALUE", help="codec parameter; again")
