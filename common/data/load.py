@@ -13,9 +13,10 @@ from fogline.common.errors import InputError
 
 
 def load_sequence(path: Path) -> AnnotatedSequence:
-    """Read an annotated sequence: an OTB, COCO, VOC or YOLO folder (docs/data-folders.md). JPEG headers are read, pixels are not.
+    """Read an annotated sequence: an OTB, COCO, VOC or YOLO folder (docs/data-folders.md).
 
-    Bad frames are left out and listed in `refused`, each as an InputError that names file, line and value.
+    JPEG headers are read, pixels are not. Bad frames are left out and listed in `refused`, each as an InputError that
+    names file, line and value.
     Raises InputError when the folder is of no known layout, its lines don't match its frames, or no frame is usable.
     """
     if not path.is_dir():
