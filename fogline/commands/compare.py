@@ -27,7 +27,9 @@ REFERENCE = "avif2"  # what bytes at equal quality are relative to
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the command line."""
-    parser.add_argument("folders", type=Path, nargs="+", metavar="DIR", help="an annotated sequence: OTB, COCO, VOC or YOLO")
+    parser.add_argument(
+        "folders", type=Path, nargs="+", metavar="DIR", help="an annotated sequence: OTB, COCO, VOC or YOLO"
+    )
     parser.add_argument(
         "--codecs",
         default=DEFAULT_CODECS,

@@ -47,7 +47,9 @@ _FOLDER_OPTIONS: dict[str, object] = {
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the command line."""
-    parser.add_argument("folders", nargs="*", type=Path, metavar="DIR", help="an annotated sequence: OTB, COCO, VOC or YOLO")
+    parser.add_argument(
+        "folders", nargs="*", type=Path, metavar="DIR", help="an annotated sequence: OTB, COCO, VOC or YOLO"
+    )
     parser.add_argument("--fog", type=Path, metavar="DATA_DIR", help="instead: the data_dir of a fog node with auto")
     # Without defaults here, so that --fog can refuse whatever it has no use for.
     parser.add_argument("--receivers", type=int, metavar="N", help="of every image (default: 1)")
