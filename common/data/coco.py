@@ -134,4 +134,5 @@ def _box(annotation: _Annotation, labels: dict[int, str], where: str) -> Box:
         raise InputError(f"{where} has category {annotation.category_id}, which has no name; add it to `categories`")
     if len(annotation.bbox) != 4:
         raise InputError(f"{where} has the bbox {annotation.bbox[:8]}, not four numbers x, y, w, h; fix the box")
-    return Box(*annotation.bbox, label)
+    x, y, w, h = annotation.bbox
+    return Box(x, y, w, h, label)
