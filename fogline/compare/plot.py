@@ -10,50 +10,27 @@ from typing import Any
 from fogline.common.errors import ConfigError
 from fogline.compare.results import Results, Training
 from fogline.compare.run import Point, fronts
+from fogline.drawing import INK, MUTED, check_matplotlib, drawing, write
 
 FORMATS = (".png", ".svg", ".pdf")
-_PALETTE = ("#2f6fdb", "#d1495b", "#16a394", "#e0a030", "#8a63d2", "#5d6b7a", "#7a9a01", "#b3589a")
-_INK, _MUTED, _GRID = "#1d2733", "#5d6b7a", "#e3e8ee"
-_STYLE: Any = {
-    "font.family": "DejaVu Sans",
-    "font.size": 9.5,
-    "text.color": _INK,
-    "axes.labelcolor": _MUTED,
-    "axes.edgecolor": _GRID,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": _GRID,
-    "xtick.color": _MUTED,
-    "ytick.color": _MUTED,
-}
+_PALETTE = ("#2f6fdb", "#d1495b", "#16a394", "#e0a030", "#8a63d2", MUTED, "#7a9a01", "#b3589a")
 
 
 def check(path: Path) -> None:
     """Say before the work that a plot can't be made. Raises ConfigError."""
     if path.suffix.lower() not in FORMATS:
         raise ConfigError(f"--plot {path}: its ending is {path.suffix or 'missing'}; give {', '.join(FORMATS)}")
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError as error:
-        raise ConfigError(f"--plot needs matplotlib ({error}); pip install 'fogline[compare]'") from error
+    check_matplotlib("--plot")
 
 
 def save(results: Results, path: Path) -> None:
     """Draw and write. Raises ConfigError where the file can't be written."""
-    import matplotlib as mpl
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
     codecs = list(dict.fromkeys(point.codec for point in results.points))
     colours = {codec: _PALETTE[index % len(_PALETTE)] for index, codec in enumerate(codecs)}
     rows = len(results.folders) + (results.training is not None)
-    with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=(10, 0.5 + 3.3 * rows), layout="constrained")
-        FigureCanvasAgg(figure)
-        panels = figure.subplots(rows, 2, squeeze=False)
+    with drawing((10, 0.5 + 3.3 * rows), rows, 2) as (figure, panels):
         for (left, right), folder in zip(panels, results.folders, strict=False):
             points = results.points_of(folder.name)
             _objects(left, points, colours, results.object_db)
@@ -69,10 +46,7 @@ def save(results: Results, path: Path) -> None:
             Line2D([], [], color=colour, marker="o", markersize=4, label=codec) for codec, colour in colours.items()
         ]
         figure.legend(handles=handles, loc="outside upper center", ncols=min(6, len(codecs)), frameon=False)
-        try:
-            figure.savefig(path, dpi=130)
-        except OSError as error:
-            raise ConfigError(f"{path} can't be written: {error.strerror}; choose another --plot") from error
+        write(figure, path, "--plot")
 
 
 def _objects(axes: Any, points: Sequence[Point], colours: dict[str, str], object_db: float) -> None:
@@ -89,7 +63,7 @@ def _objects(axes: Any, points: Sequence[Point], colours: dict[str, str], object
                 best.append((size, db))
         axes.plot([size for size, _ in found], [db for _, db in found], "o", color=colour, markersize=3, alpha=0.35)
         axes.plot([size for size, _ in best], [db for _, db in best], "-o", color=colour, markersize=4, linewidth=1.6)
-    axes.axhline(object_db, color=_MUTED, linestyle="--", linewidth=1)
+    axes.axhline(object_db, color=MUTED, linestyle="--", linewidth=1)
     axes.annotate(f"{object_db:g} dB", (0.995, object_db), xycoords=("axes fraction", "data"), ha="right", va="bottom")
     axes.set_ylabel("PSNR inside boxes, dB")
     _bytes_axis(axes)
@@ -105,7 +79,7 @@ def _backgrounds(axes: Any, points: Sequence[Point], colours: dict[str, str], ob
     if missing:
         box = {"facecolor": "white", "edgecolor": "none", "pad": 1.5}
         note = "\n".join(missing)
-        axes.text(0.99, 0.02, note, transform=axes.transAxes, ha="right", fontsize=8, color=_MUTED, bbox=box)
+        axes.text(0.99, 0.02, note, transform=axes.transAxes, ha="right", fontsize=8, color=MUTED, bbox=box)
     axes.set_ylabel("PSNR outside boxes, dB")
     _bytes_axis(axes)
 
@@ -117,7 +91,7 @@ def _detectors(axes: Any, training: Training, colours: dict[str, str]) -> None:
         axes.plot(sizes, [statistics.fmean(s) for _, s in found], "-o", color=colours[codec], markersize=4)
         for size, scores in found:
             axes.plot([size] * len(scores), scores, "_", color=colours[codec], alpha=0.5)
-    axes.axhline(training.on_source, color=_INK, linestyle="--", linewidth=1)
+    axes.axhline(training.on_source, color=INK, linestyle="--", linewidth=1)
     box = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1}
     at = (0.99, training.on_source)
     axes.annotate("trained on source", at, xycoords=("axes fraction", "data"), ha="right", va="bottom", bbox=box)
@@ -131,7 +105,7 @@ def _bytes_axis(axes: Any) -> None:
 
     axes.set_xlabel("bytes an image, shared state included (better to the left)")
     if not any(len(line.get_xdata()) for line in axes.get_lines() if line.get_marker() == "o"):
-        axes.text(0.5, 0.5, "no such pixels", transform=axes.transAxes, ha="center", color=_MUTED)
+        axes.text(0.5, 0.5, "no such pixels", transform=axes.transAxes, ha="center", color=MUTED)
         return
     axes.set_xscale("log")
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))

@@ -9,34 +9,23 @@ from typing import Any
 
 from fogline.common.images.communication import Communication
 from fogline.deploy.local.view import human_seconds
+from fogline.drawing import INK, MUTED, STYLE, drawing
 from fogline.report.traffic import Traffic
 
-_INK, _MUTED, _GRID = "#1d2733", "#5d6b7a", "#e3e8ee"
 COLOURS = {
     "uplink": "#2f6fdb",
     "downlink": "#16a394",
     "shared_state": "#8a63d2",
     "control": "#e0a030",
     "baseline": "#b9c3cf",
-    "source": "#5d6b7a",
+    "source": MUTED,
     "decoded": "#16a394",
     "untrained": "#e0a030",
 }
 _CODED_BETA = 0.9  # below it, edges sent something else than JPEGs as captured
 _STYLE: Any = {
-    "font.family": "DejaVu Sans",
-    "font.size": 9.5,
+    **STYLE,
     "svg.fonttype": "none",  # text stays text: small, selectable, in the page's own font
-    "text.color": _INK,
-    "axes.labelcolor": _MUTED,
-    "axes.edgecolor": _GRID,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": _GRID,
-    "xtick.color": _MUTED,
-    "ytick.color": _MUTED,
     "figure.facecolor": "none",
     "axes.facecolor": "none",
 }
@@ -81,9 +70,9 @@ def bytes_chart(traffic: Traffic, codec: str) -> str:
             (5, 0),
             textcoords="offset points",
             va="center",
-            color=_INK,
+            color=INK,
         )
-    axes.set_yticks(range(len(bars)), [name for name, _ in bars], color=_INK)
+    axes.set_yticks(range(len(bars)), [name for name, _ in bars], color=INK)
     axes.invert_yaxis()
     axes.grid(axis="y", visible=False)
     axes.set_xlabel(f"{unit} on the wire, headers and control included")
@@ -120,7 +109,7 @@ def curves_chart(curves: Mapping[str, Curve], ylabel: str, levels: Mapping[str, 
     """One line per name (mean over seeds, band from lowest to highest), dashed lines at `levels`."""
     figure, axes = _figure(4.6, 2.7)
     for name, curve in curves.items():
-        colour = COLOURS.get(name, _INK)
+        colour = COLOURS.get(name, INK)
         axes.plot(curve.steps, curve.mean(), color=colour, label=f"trained on {name} images", linewidth=1.8)
         if len(curve.runs) > 1:
             low = [min(values) for values in zip(*curve.runs, strict=True)]
@@ -138,7 +127,7 @@ def curves_chart(curves: Mapping[str, Curve], ylabel: str, levels: Mapping[str, 
 def fleet_chart(curves: Mapping[str, Curve], ylabel: str) -> str:
     """One thin line per device."""
     figure, axes = _figure(6.4, 2.7)
-    palette = ("#2f6fdb", "#16a394", "#8a63d2", "#e0a030", "#c2557d", "#5d6b7a")
+    palette = ("#2f6fdb", "#16a394", "#8a63d2", "#e0a030", "#c2557d", MUTED)
     for index, (name, curve) in enumerate(curves.items()):
         colour = palette[index % len(palette)]
         axes.plot(curve.steps, curve.runs[0], color=colour, linewidth=1.4, marker="o", markersize=2.5, label=name)
@@ -157,7 +146,7 @@ def delay_chart(delays_s: Sequence[float], p50: float, p95: float) -> str:
     axes.plot(ordered, share, color=COLOURS["uplink"], linewidth=1.8, drawstyle="steps-post")
     for value, name in ((p50, "p50"), (p95, "p95")):
         axes.axvline(value, color=COLOURS["control"], linestyle="--", linewidth=1.2)
-        axes.annotate(f"{name} {human_seconds(value)}", (value, 0.04), (4, 0), textcoords="offset points", color=_MUTED)
+        axes.annotate(f"{name} {human_seconds(value)}", (value, 0.04), (4, 0), textcoords="offset points", color=MUTED)
     axes.set_xlabel("seconds from capture to usable at a receiver")
     axes.set_ylabel("share of deliveries")
     axes.set_ylim(0, 1.02)
@@ -173,18 +162,12 @@ def _unit(largest: float) -> tuple[float, str]:
 
 
 def _figure(width: float, height: float) -> tuple[Any, Any]:
-    import matplotlib as mpl
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
-    from matplotlib.figure import Figure
-
-    with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=(width, height), layout="constrained")
-        FigureCanvasSVG(figure)
-        return figure, figure.subplots()
+    with drawing((width, height), style=_STYLE) as (figure, panels):
+        return figure, panels[0][0]
 
 
 def _legend(axes: Any, **where: Any) -> None:
-    axes.legend(frameon=False, labelcolor=_INK, **where)
+    axes.legend(frameon=False, labelcolor=INK, **where)
 
 
 def _svg(figure: Any) -> str:

@@ -4,52 +4,35 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from fogline.common.errors import ConfigError
 from fogline.common.split.bandwidth import Bandwidth
+from fogline.drawing import INK, MUTED, check_matplotlib, drawing, write
 from fogline.splitting.bench import Outcome
 
 _COLOURS = {
-    "oracle": "#1d2733",
-    "best fixed": "#5d6b7a",
+    "oracle": INK,
+    "best fixed": MUTED,
     "local": "#e0a030",
     "remote": "#b3589a",
     "neurosurgeon": "#8a63d2",
     "dynamic": "#d1495b",
     "joint": "#2f6fdb",
 }
-_MUTED, _GRID = "#5d6b7a", "#e3e8ee"
-_STYLE: Any = {
-    "font.family": "DejaVu Sans",
-    "font.size": 9.5,
-    "axes.labelcolor": _MUTED,
-    "axes.edgecolor": _GRID,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": _GRID,
-    "xtick.color": _MUTED,
-    "ytick.color": _MUTED,
-}
 
 
 def check(folder: Path) -> None:
     """Say before the work that there can be no plots. Raises ConfigError."""
+    check_matplotlib("--plots")
     try:
-        import matplotlib  # noqa: F401
-
         folder.mkdir(parents=True, exist_ok=True)
-    except ImportError as error:
-        raise ConfigError(f"--plots needs matplotlib ({error}); pip install 'fogline[compare]'") from error
     except OSError as error:
         raise ConfigError(f"--plots {folder}: {error.strerror}; name another folder") from error
 
 
 def latency(outcome: Outcome, bandwidth: Bandwidth, path: Path) -> None:
     """The link's rate, and below it each policy's latency over time. Raises ConfigError where it can't be written."""
-    with _drawing(2, (10, 6), sharex=True, height_ratios=[1, 2.4]) as (figure, panels):
+    with drawing((10, 6), 2, sharex=True, height_ratios=[1, 2.4]) as (figure, panels):
         above, below = panels[0][0], panels[1][0]
         end = max(one.begun + one.latency_s for run in outcome.runs.values() for one in run.requests)
         rates = [rate * 8 / 1e6 for rate in bandwidth.rates]
@@ -72,12 +55,12 @@ def latency(outcome: Outcome, bandwidth: Bandwidth, path: Path) -> None:
         below.set_xlabel("seconds of the trace")
         below.set_xlim(0, min(end, bandwidth.duration_s))
         figure.legend(loc="outside lower center", ncols=4, frameon=False)
-        _save(figure, path)
+        write(figure, path, "--plots")
 
 
 def regret(outcomes: Sequence[Outcome], policies: Sequence[str], path: Path) -> None:
     """For each policy the share of traces whose regret is at most x. Raises ConfigError where it can't be written."""
-    with _drawing(1, (8, 4.6)) as (figure, panels):
+    with drawing((8, 4.6)) as (figure, panels):
         axes = panels[0][0]
         for name in policies:
             values = sorted(max(100 * one.regret(name), 0.01) for one in outcomes)
@@ -86,44 +69,16 @@ def regret(outcomes: Sequence[Outcome], policies: Sequence[str], path: Path) -> 
             axes.step(
                 [values[0], *values], [0, *shares], where="post", color=_colour(name), label=name, linewidth=width
             )
-        axes.axvline(10, color=_MUTED, linewidth=0.8, linestyle=":")
-        axes.axhline(95, color=_MUTED, linewidth=0.8, linestyle=":")
+        axes.axvline(10, color=MUTED, linewidth=0.8, linestyle=":")
+        axes.axhline(95, color=MUTED, linewidth=0.8, linestyle=":")
         axes.set_xscale("log")
         axes.set_xlabel("regret: mean latency above the oracle's, %")
         axes.set_ylabel("traces, %")
         axes.set_ylim(0, 101)
         axes.set_title(f"{len(outcomes)} traces; dotted: 10 % at the 95th percentile", loc="left", fontsize=10)
         figure.legend(loc="outside lower center", ncols=4, frameon=False)
-        _save(figure, path)
-
-
-class _drawing:
-    """A figure of stacked panels in our style."""
-
-    def __init__(self, rows: int, size: tuple[float, float], **how: Any) -> None:
-        self._rows, self._size, self._how = rows, size, how
-
-    def __enter__(self) -> tuple[Any, Any]:
-        import matplotlib as mpl
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-
-        self._context = mpl.rc_context(_STYLE)
-        self._context.__enter__()
-        figure = Figure(figsize=self._size, layout="constrained")
-        FigureCanvasAgg(figure)
-        return figure, figure.subplots(self._rows, 1, squeeze=False, **self._how)
-
-    def __exit__(self, *details: Any) -> None:
-        self._context.__exit__(*details)
+        write(figure, path, "--plots")
 
 
 def _colour(name: str) -> str:
     return _COLOURS.get(name, "#7a9a01")
-
-
-def _save(figure: Any, path: Path) -> None:
-    try:
-        figure.savefig(path, dpi=130)
-    except OSError as error:
-        raise ConfigError(f"{path} can't be written: {error.strerror}; choose another --plots") from error
