@@ -15,7 +15,8 @@ counted as with every codec.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import groupby
@@ -82,8 +83,6 @@ def build(params: Mapping[str, Any], *, crops: bool) -> Subject:
         raise ConfigError(f"codec {name} needs PyAV ({error}); pip install 'fogline[compare]'") from error
     if missing := {"libsvtav1", "libdav1d"} - av.codecs_available:
         raise ConfigError(f"codec {name}: this PyAV has no {min(missing)}; install `av` from PyPI")
-    # The encoder reads this when it is opened, and otherwise prints a page on stderr for every chunk.
-    os.environ.setdefault("SVT_LOG", "1")
     return Av1Video(chosen, crops)
 
 
@@ -218,13 +217,14 @@ def encode_video(frames: Sequence[Pixels], crf: int, preset: int) -> list[bytes]
     }
     packets: list[Any] = []
     try:
-        for index, pixels in enumerate(padded):
-            frame = av.VideoFrame.from_ndarray(pixels, "rgb24").reformat(
-                format="yuv420p", dst_colorspace="ITU601", dst_color_range="JPEG", interpolation="BICUBIC"
-            )
-            frame.pts = index
-            packets += encoder.encode(frame)
-        packets += encoder.encode(None)
+        with _quiet():
+            for index, pixels in enumerate(padded):
+                frame = av.VideoFrame.from_ndarray(pixels, "rgb24").reformat(
+                    format="yuv420p", dst_colorspace="ITU601", dst_color_range="JPEG", interpolation="BICUBIC"
+                )
+                frame.pts = index
+                packets += encoder.encode(frame)
+            packets += encoder.encode(None)
     except av.FFmpegError as error:
         raise InputError(
             f"AV1 video of {width}x{height}: the encoder refuses it ({error}); choose another --width"
@@ -254,6 +254,18 @@ def decode_video(data: Sequence[bytes], width: int, height: int) -> list[Pixels]
         .copy()
         for frame in frames
     ]
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the encoder from printing a page on stderr for every chunk; it has no other setting for that."""
+    ours = "SVT_LOG" not in os.environ
+    os.environ.setdefault("SVT_LOG", "1")
+    try:
+        yield
+    finally:
+        if ours:
+            del os.environ["SVT_LOG"]
 
 
 def _padded(pixels: Pixels) -> Pixels:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 
 import numpy as np
@@ -80,6 +81,19 @@ def test_objects_of_changing_number_are_stills() -> None:
     found = quality.measure(images[2].pixels, decoded[2], images[2].boxes)
     assert found.object is not None
     assert found.object > 30
+
+
+def test_the_encoder_is_quiet_and_the_environment_stays(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    frames = [image.pixels for image in moving(2, 64, 96)]
+    monkeypatch.delenv("SVT_LOG", raising=False)
+    encode_video(frames, 40, 8)
+    assert "SVT_LOG" not in os.environ
+    monkeypatch.setenv("SVT_LOG", "0")
+    encode_video(frames, 40, 8)
+    assert os.environ["SVT_LOG"] == "0"
+    assert capfd.readouterr().err == ""
 
 
 @pytest.mark.parametrize(("height", "width"), [(2, 1), (9, 7), (12, 66), (66, 12), (33, 65), (40, 8192)])
