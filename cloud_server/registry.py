@@ -124,6 +124,15 @@ class Registry:
             for name, role, version, address, capabilities, gauges, seen, joined in rows
         ]  # fmt: skip
 
+    def counts(self, now_us: int) -> dict[str, tuple[int, int]]:
+        """By role, how many devices joined and did not leave, and how many of them are alive."""
+        rows = self._db.rows(
+            "SELECT role, count(*), sum(? - last_seen_us <= ?) FROM devices WHERE joined GROUP BY role",
+            now_us,
+            self._silence_us,
+        )
+        return {role: (known, alive) for role, known, alive in rows}
+
     def fogs(self, now_us: int) -> list[Device]:
         """Return the fog nodes that live, least loaded first."""
         alive = [device for device in self.devices(now_us) if device.role == "fog" and device.alive]

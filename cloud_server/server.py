@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from functools import partial
 
 from fogline.cloud_server.config import CloudConfig
 from fogline.cloud_server.fleet_service import FleetService
@@ -13,7 +14,7 @@ from fogline.cloud_server.registry import Registry
 from fogline.common import notify, pki, process
 from fogline.common.clock import now_us
 from fogline.common.files import DirectoryLock
-from fogline.common.metrics import CloudMetrics
+from fogline.common.metrics import DEVICE_ROLES, CloudMetrics
 from fogline.common.rpc.accounting import LinkMeter
 from fogline.common.rpc.gen import control_pb2_grpc
 from fogline.common.rpc.server import aio_server
@@ -33,7 +34,7 @@ async def serve(config: CloudConfig) -> None:
     models = ModelStore(config.data_dir / "models", config.models)
     _connect(metrics, registry, models)
     state = {"ok": False}
-    web, metrics_port = metrics.serve(config.metrics, lambda: state)
+    web, metrics_port = metrics.serve(config.metrics, lambda: state, data_dir=config.data_dir, tls=config.tls)
     try:
         server, port = await aio_server(
             config.listen,
@@ -93,7 +94,12 @@ def _summary(registry: Registry) -> str:
 
 def _connect(metrics: CloudMetrics, registry: Registry, models: ModelStore) -> None:
     """Have the gauges read the stores whenever they are scraped."""
-    metrics.devices_known.set_function(lambda: len(registry.devices(now_us())))
-    metrics.devices_alive.set_function(lambda: sum(device.alive for device in registry.devices(now_us())))
+
+    def count(role: str, which: int) -> float:
+        return registry.counts(now_us()).get(role, (0, 0))[which]
+
+    for role in DEVICE_ROLES:
+        metrics.devices_known.labels(role).set_function(partial(count, role, 0))
+        metrics.devices_alive.labels(role).set_function(partial(count, role, 1))
     metrics.model_versions.set_function(lambda: models.totals()[0])
     metrics.model_bytes.set_function(lambda: models.totals()[1])

@@ -1,4 +1,4 @@
-"""Every metric that the product exports, in one place, and the small HTTP server that exports them.
+"""Every metric that the product exports, in one place.
 
 Units are in the names; label values come from closed sets; a device is told apart by the address that is scraped,
 never by a label.
@@ -6,19 +6,16 @@ never by a label.
 
 from __future__ import annotations
 
-import json
-import threading
-from collections.abc import Callable, Iterable, Mapping
-from http.server import BaseHTTPRequestHandler
-from socketserver import ThreadingTCPServer
+import platform
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, disable_created_metrics, generate_latest
-from prometheus_client.core import CounterMetricFamily, Metric
-from prometheus_client.registry import Collector
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, disable_created_metrics
 
-from fogline.common import process
-from fogline.common.config import MetricsConfig
-from fogline.common.errors import ConfigError
+import fogline
+from fogline.common.config import MetricsConfig, TlsConfig
+from fogline.common.host_metrics import ERRORS, LEVELS, NONE, OTHER, HostCollector, LogCounter
+from fogline.common.metrics_server import Health, MetricsServer
 
 # Of the last: a cloud server, which sees both kinds of peers through one port.
 LINKS = ("edge-fog", "edge-cloud", "fog-cloud", "cloud")
@@ -26,61 +23,125 @@ DIRECTIONS = ("sent", "received")
 KINDS = ("image", "record", "shared_state", "model", "tensor", "control")
 UPLINK_FORMS = ("original", "resized", "avif", "roi")
 UPLOAD_OUTCOMES = ("stored", "duplicate", "rejected", "dropped")
+# By their number in the container. The registry has them too, but with all that decoding takes, which an edge that
+# only captures and receives does without.
+IMAGE_CODECS = {1: "jpeg2", 2: "avif2", 3: "siren", 4: "latent", 5: "nerv"}
+LAYERS = ("background", "object", "header")
+DEVICE_ROLES = ("edge", "fog")
+AREAS = ("full", "background", "object")
 
-Health = Callable[[], Mapping[str, object]]
+DELAY_BUCKETS_S = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80, 160, 320, 640, 1800, 3600, 14400)
+QUALITY_BUCKETS_DB = (15, 20, 22.5, 25, 27.5, 30, 32.5, 35, 37.5, 40, 45, 50)
 
 
-class Metrics:
-    """What every tier exports. Each process makes one, of its tier's class."""
+class Exporter:
+    """Makes metrics in one registry."""
 
-    def __init__(self) -> None:
-        disable_created_metrics()  # type: ignore[no-untyped-call]  # they would double every counter and nobody reads them
-        self.registry = CollectorRegistry()
-        self.link_bytes = self._counter(
-            "fogline_link_bytes",
-            "Bytes on the wire: TLS and HTTP/2 included, TCP/IP headers and retransmissions not",
-            ("link", "direction", "kind"),
-        )
-        self.registry.register(_CpuCollector())
-
-    def serve(self, config: MetricsConfig, health: Health) -> tuple[MetricsServer, int]:
-        """Serve `/metrics` and `/healthz` on a thread; return the server and its port (-1 when switched off).
-
-        `health` returns a JSON-able mapping with the key `ok`: true answers 200, false 503.
-        Raises ConfigError when the port is taken.
-        """
-        server = MetricsServer(self.registry, config, health)
-        return server, server.port
+    def __init__(self, registry: CollectorRegistry | None = None) -> None:
+        self.registry = registry if registry is not None else CollectorRegistry()
 
     def _counter(self, name: str, text: str, labels: Iterable[str] = ()) -> Counter:
         return Counter(name, text, tuple(labels), registry=self.registry)
 
-    def _gauge(self, name: str, text: str) -> Gauge:
-        return self._labelled(name, text, ())
-
-    def _labelled(self, name: str, text: str, labels: Iterable[str]) -> Gauge:
+    def _gauge(self, name: str, text: str, labels: Iterable[str] = ()) -> Gauge:
         return Gauge(name, text, tuple(labels), registry=self.registry)
+
+    def _histogram(self, name: str, text: str, buckets: Iterable[float], labels: Iterable[str] = ()) -> Histogram:
+        return Histogram(name, text, tuple(labels), buckets=tuple(buckets), registry=self.registry)
+
+    def _link_bytes(self) -> Counter:
+        return self._counter(
+            "fogline_link_bytes",
+            "Bytes on the wire: TLS and HTTP/2 included, TCP/IP headers and retransmissions not",
+            ("link", "direction", "kind"),
+        )
+
+    def _build_info(self, tier: str) -> None:
+        build = Info("fogline_build", "What runs here; always 1", registry=self.registry)
+        build.info({"version": fogline.__version__, "python": platform.python_version(), "tier": tier})
+
+
+class Metrics(Exporter):
+    """What every tier exports. Each process makes one, of its tier's class."""
+
+    tier = ""
+
+    def __init__(self) -> None:
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # they would double every counter and nobody reads them
+        super().__init__()
+        self.link_bytes = self._link_bytes()
+        self._build_info(self.tier)
+        self.log_records = self._counter(
+            "fogline_log_records",
+            "Log lines from warnings up, by the class of the error that they tell of",
+            ("level", "error"),
+        )
+        for level in LEVELS:
+            for error in (*(cls.__name__ for cls in ERRORS), OTHER, NONE):
+                self.log_records.labels(level, error)
+        self._host = HostCollector()
+        self.registry.register(self._host)
+
+    def serve(
+        self, config: MetricsConfig, health: Health, *, data_dir: Path | None = None, tls: TlsConfig | None = None
+    ) -> tuple[MetricsServer, int]:
+        """Serve `/metrics` and `/healthz` on a thread; return the server and its port (-1 when switched off).
+
+        `health` returns a JSON-able mapping with the key `ok`: true answers 200, false 503. `data_dir` and `tls` are
+        what free disk space and the expiry of certificates are told of. Raises ConfigError when the port is taken.
+        """
+        self._host.data_dir, self._host.tls = data_dir, tls
+        self._host.healthy = lambda: bool(health().get("ok"))
+        server = MetricsServer(self.registry, config, health, LogCounter(self.log_records))
+        return server, server.port
 
 
 class EdgeMetrics(Metrics):
     """An edge agent's."""
 
+    tier = "edge"
+
     def __init__(self) -> None:
         super().__init__()
+        self.connected = self._gauge("fogline_connected", "1 while there is a connection, else 0", ("link",))
+        self.clock_offset = self._gauge(
+            "fogline_clock_offset_seconds",
+            "How far the fog node's clock is ahead of this device's, at the last greeting",
+        )
         self.captured_images = self._counter("fogline_captured_images", "Images taken from the sources")
+        self.captured_bytes = self._counter("fogline_captured_bytes", "Bytes of these images, as captured")
         self.capture_done = self._gauge("fogline_capture_done", "1 once every source is exhausted, else 0")
+        self.capture_waiting = self._gauge(
+            "fogline_capture_waiting", "1 while capture waits for room in the outbox or on the disk, else 0"
+        )
         self.outbox_images = self._gauge("fogline_outbox_images", "Images waiting for upload")
         self.outbox_bytes = self._gauge("fogline_outbox_bytes", "Bytes waiting for upload")
+        self.outbox_max_bytes = self._gauge("fogline_outbox_max_bytes", "Bytes that may wait at most")
         self.uploaded_images = self._counter(
             "fogline_uploaded_images", "Images that left the outbox, by how", ("outcome",)
         )
+        self.uploaded_bytes = self._counter(
+            "fogline_uploaded_bytes", "Bytes, as captured, of the images that left the outbox", ("outcome",)
+        )
         for outcome in UPLOAD_OUTCOMES:
             self.uploaded_images.labels(outcome)
+            self.uploaded_bytes.labels(outcome)
         self.transcode_seconds = self._counter(
             "fogline_transcode_seconds", "CPU seconds spent on making uplink forms of captured images"
         )
+        self.received_images = self._counter("fogline_received_images", "Records received whole, each image once")
+        self.received_bytes = self._counter(
+            "fogline_received_bytes", "Bytes of these records, by codec and by what of a record", ("codec", "layer")
+        )
+        self.delay = self._histogram(
+            "fogline_delay_seconds",
+            "From the capture of an image to its record being usable here, by the fog node's clock",
+            DELAY_BUCKETS_S,
+        )
+        self.behind_records = self._gauge("fogline_behind_records", "Newest known cursor less the one held durably")
         self.library_records = self._gauge("fogline_library_records", "Records held in the library")
         self.library_bytes = self._gauge("fogline_library_bytes", "Bytes held in the library")
+        self.library_max_bytes = self._gauge("fogline_library_max_bytes", "Quota of the library")
         self.cursor = self._gauge("fogline_cursor", "Newest cursor of the fog node that the library holds durably")
         self.train_step = self._gauge("fogline_train_step", "Training steps made")
         self.train_loss = self._gauge("fogline_train_loss", "Training loss, running mean")
@@ -90,19 +151,48 @@ class EdgeMetrics(Metrics):
 class FogMetrics(Metrics):
     """A fog node's."""
 
+    tier = "fog"
+
     def __init__(self) -> None:
         super().__init__()
         self.taken_images = self._counter(
             "fogline_taken_images", "Images taken in, by what was sent of them", ("form",)
         )
+        self.taken_bytes = self._counter("fogline_taken_bytes", "Bytes of these images, as sent", ("form",))
         for form in UPLINK_FORMS:
             self.taken_images.labels(form)
+            self.taken_bytes.labels(form)
         self.stored_images = self._gauge("fogline_stored_images", "Images held durably")
+        self.set_aside_images = self._gauge(
+            "fogline_set_aside_images", "Images that can't be encoded, until the next start"
+        )
         self.store_bytes = self._gauge("fogline_store_bytes", "Bytes of all blobs held")
+        self.store_capacity_bytes = self._gauge(
+            "fogline_store_capacity_bytes", "Bytes of blobs that may be held; 0 where there is no limit but the disk"
+        )
         self.encode_queue_images = self._gauge("fogline_encode_queue_images", "Images waiting to be encoded")
+        self.encode_queue_age = self._gauge(
+            "fogline_encode_queue_age_seconds",
+            "For how long the oldest image that is not published yet has been queued",
+        )
         self.encoded_images = self._counter("fogline_encoded_images", "Images encoded and published")
         self.encode_seconds = self._counter("fogline_encode_seconds", "Seconds spent encoding")
-        self.auto_cameras = self._labelled(
+        self.record_bytes = self._counter(
+            "fogline_record_bytes", "Bytes of published records, by codec and by what of a record", ("codec", "layer")
+        )
+        self.resized_bytes = self._counter(
+            "fogline_resized_bytes", "Bytes that the encoded images take as JPEGs of quality 75 at the coded size"
+        )
+        self.quality = self._histogram(
+            "fogline_quality_db",
+            "PSNR of one image of each batch against what was uploaded, at the coded size, by part of the frame",
+            QUALITY_BUCKETS_DB,
+            ("area",),
+        )
+        for area in AREAS:
+            self.quality.labels(area)
+        self.encoder_restarts = self._counter("fogline_encoder_restarts", "Encoder processes that ended unasked")
+        self.auto_cameras = self._gauge(
             "fogline_auto_cameras", "Cameras by the codec that `auto` chose for them, since the start", ("codec",)
         )
         self.auto_trial_seconds = self._counter("fogline_auto_trial_seconds", "Seconds of encoding spent on trials")
@@ -110,19 +200,39 @@ class FogMetrics(Metrics):
         self.subscribers = self._gauge("fogline_subscribers", "Open subscriptions")
 
 
+def count_record(counter: Counter, layers: Sequence[tuple[int, int, int]], size: int) -> None:
+    """Count the bytes of one record; `layers` are kind, codec number and payload bytes of each, background first.
+
+    What is no payload is the header's, and counts as its background's codec.
+    """
+    for kind, codec, count in layers:
+        counter.labels(IMAGE_CODECS.get(codec, OTHER), LAYERS[kind]).inc(count)
+    if layers:
+        header = size - sum(count for _, _, count in layers)
+        counter.labels(IMAGE_CODECS.get(layers[0][1], OTHER), LAYERS[-1]).inc(max(0, header))
+
+
 class CloudMetrics(Metrics):
     """A cloud server's."""
 
+    tier = "cloud"
+
     def __init__(self) -> None:
         super().__init__()
-        self.devices_alive = self._gauge("fogline_devices_alive", "Devices heard from within three heartbeats")
-        self.devices_known = self._gauge("fogline_devices_known", "Devices that ever joined and did not leave")
+        self.devices_alive = self._gauge(
+            "fogline_devices_alive", "Devices heard from within three heartbeats", ("role",)
+        )
+        self.devices_known = self._gauge(
+            "fogline_devices_known", "Devices that ever joined and did not leave", ("role",)
+        )
         self.model_versions = self._gauge("fogline_model_versions", "Versions of all models held")
         self.model_bytes = self._gauge("fogline_model_bytes", "Bytes of all models held")
 
 
 class TailMetrics(Metrics):
     """A tail host's: what runs parts of split models."""
+
+    tier = "tail"
 
     def __init__(self) -> None:
         super().__init__()
@@ -141,74 +251,3 @@ class TailMetrics(Metrics):
         self.tail_kept_bytes = self._gauge(
             "fogline_tail_kept_bytes", "Coded bytes of operations that wait and answers that were not acknowledged"
         )
-
-
-class _CpuCollector(Collector):
-    """Read at scrape time; a child counts while it runs and after it ended."""
-
-    def collect(self) -> Iterable[Metric]:
-        yield CounterMetricFamily(
-            "fogline_cpu_seconds", "CPU seconds of the process and its children", value=process.cpu_seconds()
-        )
-
-
-class MetricsServer:
-    """The HTTP side of `Metrics`; `close()` when done."""
-
-    def __init__(self, registry: CollectorRegistry, config: MetricsConfig, health: Health) -> None:
-        self.port = -1
-        self._http: _Server | None = None
-        if config.port < 0:
-            return
-        handler = type("Handler", (_Handler,), {"registry": registry, "health": staticmethod(health)})
-        try:
-            self._http = _Server((config.host, config.port), handler)
-        except OSError as error:
-            raise ConfigError(
-                f"metrics address {config.host}:{config.port} can't be used: {error.strerror or error}; choose another "
-                "metrics.port, 0 for any free one or -1 for none"
-            ) from error
-        self.port = self._http.server_address[1]
-        self._thread = threading.Thread(target=self._http.serve_forever, name="metrics", daemon=True)
-        self._thread.start()
-
-    def close(self) -> None:
-        """Stop serving and free the port."""
-        if self._http is not None:
-            self._http.shutdown()
-            self._http.server_close()
-            self._thread.join()
-            self._http = None
-
-
-class _Server(ThreadingTCPServer):
-    """Not http.server's own, which looks up the host's name and waits for a DNS server that a board may not have."""
-
-    allow_reuse_address = True
-    daemon_threads = True
-
-
-class _Handler(BaseHTTPRequestHandler):
-    registry: CollectorRegistry
-    health: Health
-    timeout = 10  # seconds; a client that connects and says nothing does not hold a thread for ever
-
-    def do_GET(self) -> None:
-        if self.path.partition("?")[0] == "/metrics":
-            self._answer(200, "text/plain; version=0.0.4; charset=utf-8", generate_latest(self.registry))
-        elif self.path == "/healthz":
-            state = dict(self.health())
-            body = json.dumps(state, default=str).encode()
-            self._answer(200 if state.get("ok") else 503, "application/json", body)
-        else:
-            self._answer(404, "text/plain", b"try /metrics or /healthz\n")
-
-    def _answer(self, status: int, content_type: str, body: bytes) -> None:
-        self.send_response(status)
-        self.send_header("Content-Type", content_type)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, format: str, *args: object) -> None:
-        """Scrapes are not worth a log line."""

@@ -12,6 +12,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass
 from types import FrameType
 
 import psutil
@@ -40,20 +41,37 @@ def die_with_parent(parent_pid: int | None = None) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-def cpu_seconds() -> float:
-    """Return the CPU seconds (user and system) of this process and all its children, ended or running."""
+@dataclass(frozen=True)
+class Usage:
+    """What this process has used; `cpu_seconds` is of all its children too, ended or running."""
+
+    cpu_seconds: float
+    resident_bytes: int
+    children_resident_bytes: int
+    open_files: int
+
+
+def usage() -> Usage:
+    """Return what this process and its children use now. Looks through the host's processes once."""
     own = resource.getrusage(resource.RUSAGE_SELF)
     ended = resource.getrusage(resource.RUSAGE_CHILDREN)
     total = own.ru_utime + own.ru_stime + ended.ru_utime + ended.ru_stime
-    for child in psutil.Process().children(recursive=True):
+    this, children = psutil.Process(), 0
+    for child in this.children(recursive=True):
         try:
-            times = child.cpu_times()
+            times, memory = child.cpu_times(), child.memory_info()
         except psutil.Error:  # it ended meanwhile
             continue
+        children += memory.rss
         total += times.user + times.system
         # A grandchild that ended is in its own parent's "children" times only.
         total += getattr(times, "children_user", 0.0) + getattr(times, "children_system", 0.0)
-    return float(total)
+    return Usage(float(total), this.memory_info().rss, children, this.num_fds())
+
+
+def cpu_seconds() -> float:
+    """Return the CPU seconds (user and system) of this process and all its children, ended or running."""
+    return usage().cpu_seconds
 
 
 def announce_ready(*, metrics_port: int, port: int | None = None, tensors_port: int | None = None) -> None:

@@ -58,7 +58,7 @@ def _codecs() -> str:
 def _table(metrics: Metrics, seen: set[str]) -> str:
     rows = ["| metric | type | meaning |", "|---|---|---|"]
     for family in metrics.registry.collect():
-        name = family.name + ("_total" if family.type == "counter" else "")
+        name = family.name + {"counter": "_total", "info": "_info"}.get(family.type, "")
         if name not in seen:
             seen.add(name)
             rows.append(f"| `{name}` | {family.type} | {family.documentation} |")

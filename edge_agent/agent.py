@@ -12,7 +12,8 @@ import fogline
 from fogline.common import notify, pki, process
 from fogline.common.errors import ConfigError, FoglineError, IdentityError
 from fogline.common.files import DirectoryLock
-from fogline.common.metrics import EdgeMetrics
+from fogline.common.images.record import ImageRecord
+from fogline.common.metrics import EdgeMetrics, count_record
 from fogline.common.rpc.accounting import LinkMeter
 from fogline.common.rpc.peer import Peer
 from fogline.edge_agent import trainer as training
@@ -83,7 +84,7 @@ class Agent:
         self._stop = Stop()
         self._supervisor = Supervisor(self._stop)
         self._metrics = EdgeMetrics()
-        self._totals: dict[str, int] = {}
+        self._told: dict[str, int] = {}  # counters that go on over restarts, as they were told last
         self._received_at = time.monotonic()
         self._received_cursor = -1
         self._refreshing = threading.Lock()
@@ -108,9 +109,11 @@ class Agent:
         self._fog = FogLink(self._fogs, tls, me, meter, clock, self._stop)
         spent = self._metrics.transcode_seconds.inc
         self._uploader = Uploader(self._fog, self._outbox, clock, self._stop, config.uplink, spent)
-        self._receiver = Receiver(self._fog, self._library, clock, config.filter, self._stop)
+        self._receiver = Receiver(self._fog, self._library, clock, config.filter, self._stop, self._on_new)
         self._trainer = TrainerProcess(config, self._stop, self.quiet, self._on_progress) if trains else None
-        self._web, self.metrics_port = self._metrics.serve(config.metrics, self.health)
+        self._metrics.outbox_max_bytes.set(config.outbox.max_bytes)
+        self._metrics.library_max_bytes.set(config.library.max_bytes)
+        self._web, self.metrics_port = self._metrics.serve(config.metrics, self.health, data_dir=root, tls=tls)
 
     def start(self, stopped: threading.Event) -> None:
         """Start every task. Raises IdentityError or ConfigError when the fog node and we can't ever get on."""
@@ -187,20 +190,34 @@ class Agent:
     def refresh(self) -> None:
         """Bring the metrics up to date. Counters go on over restarts: they come from the outbox's own books."""
         with self._refreshing:
-            metrics, totals = self._metrics, self._outbox.totals()
-            for name, value in totals.items():
-                new = value - self._totals.get(name, 0)
+            metrics = self._metrics
+            for name, value in self._outbox.totals().items():
                 counter = metrics.captured_images if name == "captured" else metrics.uploaded_images.labels(name)
-                counter.inc(new)
-            self._totals = totals
+                counter.inc(self._new(name, value))
+            for name, value in self._outbox.total_bytes().items():
+                counter = metrics.captured_bytes if name == "captured" else metrics.uploaded_bytes.labels(name)
+                counter.inc(self._new(f"{name} bytes", value))
             # Looked at first and told last: whoever reads "done" finds nothing in the outbox that came before.
             done = self._capture.done
             metrics.outbox_images.set(self._outbox.count)
             metrics.outbox_bytes.set(self._outbox.bytes)
             metrics.capture_done.set(done)
+            metrics.capture_waiting.set(self._capture.waiting)
+            metrics.connected.labels("edge-fog").set(not self._fog.error)
+            if self._cloud is not None:
+                metrics.connected.labels("edge-cloud").set(not self._cloud.error)
+            metrics.clock_offset.set(self._clock.offset_us / 1e6)
             metrics.library_records.set(self._library.count)
             metrics.library_bytes.set(self._library.bytes)
-            metrics.cursor.set(self._library.cursor)
+            cursor = self._library.cursor
+            metrics.cursor.set(cursor)
+            metrics.behind_records.set(max(0, self._receiver.state.head - cursor))
+
+    def _new(self, name: str, value: int) -> int:
+        """By how much a total has grown since it was last told."""
+        new = value - self._told.get(name, 0)
+        self._told[name] = value
+        return new
 
     def works(self) -> bool:
         """Whether no task hangs. One that does holds what others need: the service manager is to start us again."""
@@ -269,6 +286,13 @@ class Agent:
         if self._config.fog != DISCOVER or self._cloud is None:
             return [self._config.fog]
         return self._cloud.fogs()
+
+    def _on_new(self, record: ImageRecord, size: int, delay_s: float) -> None:
+        self._metrics.received_images.inc()
+        layers = [(int(layer.kind), layer.codec, len(layer.payload)) for layer in record.layers]
+        count_record(self._metrics.received_bytes, layers, size)
+        # A clock that was set between two greetings may make it negative.
+        self._metrics.delay.observe(max(0.0, delay_s))
 
     def _on_progress(self, progress: Progress) -> None:
         self._metrics.train_step.set(progress.step)

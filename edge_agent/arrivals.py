@@ -22,17 +22,24 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 MAX_TRIES = 3
 _REQUEST_ITEMS = 64
+OnNew = Callable[[ImageRecord, int, float], object]  # record, its bytes, seconds since its capture
 
 
 class Arrivals:
     """Carries out what `Intake` decides. Callers hold one lock. Raises CapacityError on a full disk."""
 
     def __init__(
-        self, intake: Intake, library: Library, clock: FogClock, state: ReceiveState, on_stored: Callable[[], None]
+        self,
+        intake: Intake,
+        library: Library,
+        clock: FogClock,
+        state: ReceiveState,
+        on_stored: Callable[[], None],
+        on_new: OnNew,
     ) -> None:
         self._intake, self._library, self._clock, self._state = intake, library, clock, state
         self._blobs = library.blobs
-        self._on_stored = on_stored
+        self._on_stored, self._on_new = on_stored, on_new
         self._records: dict[int, Announced] = {}  # looked at and not finished
         self._parsed: dict[int, ImageRecord] = {}  # those that wait for shared state only
         self._again: deque[Wanted] = deque()
@@ -156,7 +163,9 @@ class Arrivals:
         safe = self._intake.finish(cursor)
         now = self._clock.fog_us(self._clock.stamp())
         new = self._library.add(record, announced.digest, announced.size, at=cursor, cursor=safe, received_us=now)
-        if not new:
+        if new:
+            self._on_new(record, announced.size, (now - record.capture_time_us) / 1e6)
+        else:
             self._drop_shared(digest for digest, _ in announced.shared)
         self._state.failures.pop(announced.digest, None)
         self._on_stored()

@@ -20,6 +20,7 @@ from fogline.edge_agent.clock import Stamp
 
 _log = logging.getLogger(__name__)
 _VERSION = 1
+_BYTES = "_bytes"  # of a total's name: the same total in bytes
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS items (
   id INTEGER PRIMARY KEY AUTOINCREMENT, content_id BLOB NOT NULL UNIQUE, size INTEGER NOT NULL, camera TEXT NOT NULL,
@@ -86,7 +87,7 @@ class Outbox:
                     row,
                 )
                 db.execute("INSERT OR IGNORE INTO captured VALUES (?, ?)", (source, key))
-                _count(db, "captured")
+                _count(db, "captured", len(data))
             self.count += 1
             self.bytes += len(data)
             self.changed.notify_all()
@@ -132,12 +133,19 @@ class Outbox:
 
     def totals(self) -> dict[str, int]:
         """Images captured, stored, duplicate, rejected and dropped in the life of this outbox, restarts included."""
-        with self.changed:
-            return dict(self._db.rows("SELECT name, value FROM totals"))
+        return {name: value for name, value in self._totals().items() if not name.endswith(_BYTES)}
+
+    def total_bytes(self) -> dict[str, int]:
+        """The bytes of these images, as captured."""
+        return {name.removesuffix(_BYTES): value for name, value in self._totals().items() if name.endswith(_BYTES)}
 
     def close(self) -> None:
         """Close the database."""
         self._db.close()
+
+    def _totals(self) -> dict[str, int]:
+        with self.changed:
+            return dict(self._db.rows("SELECT name, value FROM totals"))
 
     def _put(self, data: bytes) -> None:
         while True:
@@ -174,7 +182,7 @@ class Outbox:
                 if total == "rejected":
                     values = (content_id, found[0][1], reason, wall_us)
                     db.execute("INSERT OR REPLACE INTO rejected VALUES (?, ?, ?, ?)", values)
-                _count(db, total)
+                _count(db, total, found[0][0])
             # The row goes first: a blob without a row is cleared at the next start, a row without a blob is a loss.
             self._blobs.delete(content_id)
             self.count -= 1
@@ -182,8 +190,11 @@ class Outbox:
             self.changed.notify_all()
 
 
-def _count(db: sqlite3.Connection, name: str) -> None:
-    db.execute("INSERT INTO totals VALUES (?, 1) ON CONFLICT (name) DO UPDATE SET value = value + 1", (name,))
+def _count(db: sqlite3.Connection, name: str, size: int) -> None:
+    db.executemany(
+        "INSERT INTO totals VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value = value + excluded.value",
+        [(name, 1), (name + _BYTES, size)],
+    )
 
 
 def _dump(boxes: Iterable[Box]) -> str:

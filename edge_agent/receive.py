@@ -15,7 +15,7 @@ from fogline.common.errors import CapacityError, FoglineError, InternalError, Un
 from fogline.common.rpc.gen import images_pb2 as pb
 from fogline.common.rpc.retry import Backoff
 from fogline.common.rpc.status import translate
-from fogline.edge_agent.arrivals import Arrivals
+from fogline.edge_agent.arrivals import Arrivals, OnNew
 from fogline.edge_agent.clock import FogClock
 from fogline.edge_agent.config import FilterConfig
 from fogline.edge_agent.fog import FogLink, FogSession
@@ -40,8 +40,18 @@ class ReceiveState:
 class Receiver:
     """The receiving task."""
 
-    def __init__(self, link: FogLink, library: Library, clock: FogClock, wanted: FilterConfig, stop: Stop) -> None:
+    def __init__(
+        self,
+        link: FogLink,
+        library: Library,
+        clock: FogClock,
+        wanted: FilterConfig,
+        stop: Stop,
+        on_new: OnNew = lambda record, size, delay_s: None,
+    ) -> None:
+        """`on_new` is told of every image that was not held before."""
         self._link, self._library, self._clock, self._wanted, self._stop = link, library, clock, wanted, stop
+        self._on_new = on_new
         self.state = ReceiveState()
         self._disk = Backoff(1.0, 30.0)
 
@@ -53,7 +63,7 @@ class Receiver:
                 session = self._link.session()
                 trace.new_trace()
                 _Subscription(
-                    session, self._link, self._library, self._clock, self._wanted, self._stop, self.state
+                    session, self._link, self._library, self._clock, self._wanted, self._stop, self.state, self._on_new
                 ).run()
             except CapacityError as error:
                 if not self.state.full:
@@ -69,14 +79,14 @@ class _Subscription:
 
     def __init__(
         self, session: FogSession, link: FogLink, library: Library, clock: FogClock, wanted: FilterConfig, stop: Stop,
-        state: ReceiveState,
+        state: ReceiveState, on_new: OnNew,
     ) -> None:  # fmt: skip
         self._session, self._link, self._stop, self._state = session, link, stop, state
         self._changed = threading.Condition(threading.RLock())
         store_id = session.limits.store_id
         cursor = library.attach(store_id)
         self._intake = Intake(cursor)
-        self._arrivals = Arrivals(self._intake, library, clock, state, self._on_stored)
+        self._arrivals = Arrivals(self._intake, library, clock, state, self._on_stored, on_new)
         self._request = pb.SubscribeRequest(
             cursor=cursor, filter=pb.Filter(labels=wanted.labels, cameras=wanted.cameras), store_id=store_id
         )

@@ -70,12 +70,14 @@ class Result(msgspec.Struct, frozen=True):
     shared: list[bytes] = []
     error: str = ""
     as_is: bool = False  # the upload's own layers: nothing was encoded
+    resized_bytes: int = 0  # of the image as a JPEG at the coded size
 
 
 class Encoded(msgspec.Struct, frozen=True, tag=True):
     """The answer to `Encode`; `shared` holds each shared-state blob of the batch once.
 
-    `choices` are a planning encoder's news; its trials took `trial_seconds` of `seconds`.
+    `choices` are a planning encoder's news; its trials took `trial_seconds` of `seconds`. `quality` is that of one
+    image, in dB: the frame, its background, its objects.
     """
 
     results: list[Result]
@@ -83,6 +85,7 @@ class Encoded(msgspec.Struct, frozen=True, tag=True):
     seconds: float
     choices: list[Choice] = []
     trial_seconds: float = 0.0
+    quality: tuple[float, float | None, float | None] | None = None
 
 
 class Failed(msgspec.Struct, frozen=True, tag=True):

@@ -50,6 +50,7 @@ class EncodeQueue:
         self._by_camera = by_camera
         self._groups: dict[_Key, deque[tuple[float, QueuedImage]]] = {}
         self._retries: deque[Batch] = deque()
+        self._since: dict[bytes, float] = {}  # when what is not done yet was queued, oldest first
 
     def __len__(self) -> int:
         waiting = sum(len(group) for group in self._groups.values())
@@ -60,6 +61,16 @@ class EncodeQueue:
         for image in images:
             key = size_of(image, self._target_width), image.camera if self._by_camera else ""
             self._groups.setdefault(key, deque()).append((now, image))
+            self._since.setdefault(image.content_id, now)
+
+    def done(self, images: Iterable[QueuedImage]) -> None:
+        """These were published or set aside: nothing more is to be done for them."""
+        for image in images:
+            self._since.pop(image.content_id, None)
+
+    def oldest_s(self, now: float) -> float:
+        """For how long the oldest image that is not done has been here; 0 without any."""
+        return now - next(iter(self._since.values()), now)
 
     def take(self, now: float) -> Batch | None:
         """The next batch: one that failed before, else the group whose head waited longest, when it is full or due."""

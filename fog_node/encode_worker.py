@@ -49,7 +49,7 @@ def main(argv: list[str]) -> int:
         if not isinstance(request, messages.Encode):
             raise ProtocolError(f"unexpected {type(request).__name__}")
         try:
-            answer: messages.FromChild = _encode(encoder, request, start)
+            answer: messages.FromChild = _encode(encoder, request, start, device)
         except Exception as error:  # the root of a batch: the parent decides what to try next
             traces = sorted({item.trace for item in request.items})
             log.exception("a batch failed", extra={"images": len(request.items), "traces": traces})
@@ -77,8 +77,9 @@ def _device(start: messages.Start) -> str:
     return start.device
 
 
-def _encode(encoder: ImageEncoder, request: messages.Encode, start: messages.Start) -> messages.Encoded:
+def _encode(encoder: ImageEncoder, request: messages.Encode, start: messages.Start, device: str) -> messages.Encoded:
     from fogline.common.images.container import to_bytes
+    from fogline.common.images.jpeg import RESIZED_QUALITY, encode_jpeg
     from fogline.fog_node.encoders.auto import AutoEncoder
 
     items = request.items
@@ -97,6 +98,7 @@ def _encode(encoder: ImageEncoder, request: messages.Encode, start: messages.Sta
     sources = [one.source for one in loaded if one.coded is None]
     encoded = iter(encoder.encode(sources) if sources else [])
     shared: dict[bytes, bytes] = {}
+    judged: tuple[SourceImage, EncodedImage] | None = None
     for one in loaded:
         item, image = one.item, one.coded or next(encoded)
         try:
@@ -111,13 +113,26 @@ def _encode(encoder: ImageEncoder, request: messages.Encode, start: messages.Sta
             [(int(layer.kind), layer.codec, len(layer.payload)) for layer in image.layers],
             [state.digest for state in image.shared],
             as_is=one.coded is not None,
+            resized_bytes=len(encode_jpeg(one.source.pixels, RESIZED_QUALITY)),
         )
+        judged = judged or (one.source, image)
     seconds = time.perf_counter() - began
     ordered = [results[item.content_id] for item in items]
-    if planner is None:
-        return messages.Encoded(ordered, list(shared.values()), seconds)
-    choices, trial_seconds = planner.news()
-    return messages.Encoded(ordered, list(shared.values()), seconds, choices, trial_seconds)
+    choices, trial_seconds = ([], 0.0) if planner is None else planner.news()
+    found = None if judged is None else _judge(*judged, device)
+    return messages.Encoded(ordered, list(shared.values()), seconds, choices, trial_seconds, found)
+
+
+def _judge(source: SourceImage, image: EncodedImage, device: str) -> tuple[float, float | None, float | None] | None:
+    """Quality of one image of a batch: what every image takes to decode would be too much to spend on a metric."""
+    from fogline.fog_node.encoders.trial import judge
+
+    try:
+        found = judge([source], [image], {state.digest: state.data for state in image.shared}, device)
+    except FoglineError as error:
+        log.warning("an image that was just encoded can't be judged: %s", error)
+        return None
+    return found.full, found.background, found.object
 
 
 @dataclass(frozen=True)

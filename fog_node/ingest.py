@@ -145,7 +145,7 @@ class Ingest:
                 raise
             what = (claim.content_id, claim.camera, claim.capture_time_us, width, height)
             await self._store.add(NewImage(*what, claim.size, boxes, upload), device)
-        queued = QueuedImage(*what, boxes, trace_id.get(), upload)
+        queued = QueuedImage(*what, boxes, trace_id.get(), upload, claim.size)
         self._on_stored([queued])
         return True
 

@@ -71,11 +71,15 @@ class _Node:
         for image in images:
             form = Form.ORIGINAL if image.upload is None else image.upload.form
             self._metrics.taken_images.labels(form.text).inc()
+            self._metrics.taken_bytes.labels(form.text).inc(image.size)
         self._pipeline.add(images)
 
     async def run(self, stop: asyncio.Event) -> None:
         config = self._config
-        web, metrics_port = self._metrics.serve(config.metrics, lambda: self._health)
+        self._metrics.store_capacity_bytes.set(config.capacity_bytes or 0)
+        web, metrics_port = self._metrics.serve(
+            config.metrics, lambda: self._health, data_dir=config.data_dir, tls=config.tls
+        )
         try:
             server, port = await aio_server(
                 config.listen,
@@ -161,8 +165,10 @@ class _Node:
             watchdog.beat(f"encoder {encoder}" + (f"; {trouble}" if trouble else ""))
             if counts:
                 self._metrics.stored_images.set(sum(counts.values()))
+                self._metrics.set_aside_images.set(counts.get("bad", 0))
             self._metrics.store_bytes.set(self._store.blobs.total_bytes)
             self._metrics.encode_queue_images.set(len(self._pipeline))
+            self._metrics.encode_queue_age.set(self._pipeline.oldest_s)
             self._metrics.published_head.set(self._head.value)
             await asyncio.sleep(STATE_S)
 

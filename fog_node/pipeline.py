@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Sequence
 
 from fogline.common.errors import CapacityError, UnavailableError
 from fogline.common.images.forms import Form
-from fogline.common.metrics import FogMetrics
+from fogline.common.metrics import AREAS, FogMetrics, count_record
 from fogline.common.rpc.retry import Backoff
 from fogline.fog_node import encode_messages as messages
 from fogline.fog_node.audience import Audience
@@ -60,6 +60,11 @@ class Pipeline:
 
     def __len__(self) -> int:
         return len(self._queue)
+
+    @property
+    def oldest_s(self) -> float:
+        """For how long the oldest image that is not published or set aside yet has been queued."""
+        return self._queue.oldest_s(time.monotonic())
 
     @property
     def encoder_pid(self) -> int | None:
@@ -139,6 +144,7 @@ class Pipeline:
         await encoder.close()
         self._encoder = None
         self.state = "restarting"
+        self._metrics.encoder_restarts.inc()
 
     async def _encode(self, encoder: EncoderProcess, batch: Batch) -> messages.Encoded | None:
         items = [self._work(image) for image in batch.images]
@@ -181,8 +187,8 @@ class Pipeline:
             return
         if not await self._insist(lambda: self._write(good, encoded)):
             return
-        self._metrics.encoded_images.inc(len(good))
-        self._metrics.encode_seconds.inc(encoded.seconds)
+        self._count(good, encoded)
+        self._queue.done(batch.images)
         self._metrics.encode_queue_images.set(len(self._queue))
         self._on_head(self._store.head)
         log.info(
@@ -199,6 +205,18 @@ class Pipeline:
         )
         if not self._config.keep_sources:
             await self._insist(lambda: self._store.drop_sources([result.content_id for result in good]))
+
+    def _count(self, good: Sequence[messages.Result], encoded: messages.Encoded) -> None:
+        metrics = self._metrics
+        metrics.encoded_images.inc(len(good))
+        metrics.encode_seconds.inc(encoded.seconds)
+        for result in good:
+            count_record(metrics.record_bytes, result.layers, len(result.record))
+            metrics.resized_bytes.inc(result.resized_bytes)
+        judged = encoded.quality
+        for area, value in zip(AREAS, () if judged is None else judged, strict=False):
+            if value is not None:
+                metrics.quality.labels(area).observe(value)
 
     async def _write(self, good: Sequence[messages.Result], encoded: messages.Encoded) -> None:
         blobs = [*encoded.shared, *(result.record for result in good)]
@@ -231,6 +249,7 @@ class Pipeline:
         extra = {"content_id": image.content_id.hex(), "trace": image.trace}
         log.error("an image can't be encoded and is set aside: %s", reason, extra=extra)
         await self._insist(lambda: self._store.set_aside(image.content_id, reason))
+        self._queue.done([image])
 
 
 def _traces(batch: Batch) -> list[str]:

@@ -66,6 +66,7 @@ class QueuedImage:
     boxes: tuple[Box, ...]
     trace: str = ""  # of its upload, for the logs; not kept over a restart
     upload: CodedUpload | None = None  # None: the JPEG as captured
+    size: int = 0  # bytes of what was uploaded; not kept over a restart
 
     @property
     def digest(self) -> bytes:

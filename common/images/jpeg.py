@@ -17,6 +17,7 @@ from PIL import Image, JpegImagePlugin
 
 from fogline.common.errors import InputError
 
+RESIZED_QUALITY = 75  # of the JPEGs at the coded size that devices might send each other instead of records
 MAX_BYTES = 32 << 20
 MAX_PIXELS = 40_000_000
 MAX_SEGMENTS = 1024

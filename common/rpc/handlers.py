@@ -149,7 +149,8 @@ async def _abort(context: Any, method: str, error: Exception) -> None:
     if isinstance(error, (grpc.aio.AbortError, grpc.aio.UsageError)):
         raise error
     if isinstance(error, FoglineError):
-        log.warning("call failed", extra={"method": method, "peer": context.peer(), "error_text": str(error)})
+        told = {"error_text": str(error), "error_class": type(error).__name__}
+        log.warning("call failed", extra={"method": method, "peer": context.peer()} | told)
     else:
         log.error("call failed by a mistake of ours", exc_info=error, extra={"method": method, "peer": context.peer()})
         error = InternalError(f"{method} failed; the log of the server has the trace {trace.trace_id.get()}")

@@ -64,7 +64,7 @@ async def serve(config: TailHostConfig) -> None:
         stall_s=tensors.stall_s,
         observe=lambda frame, answer: _observe(metrics, frame, answer),
     )
-    web, metrics_port = metrics.serve(tensors.metrics, lambda: state)
+    web, metrics_port = metrics.serve(tensors.metrics, lambda: state, data_dir=folder, tls=config.tls)
     try:
         server, port = await aio_server(
             tensors.listen,

@@ -5,11 +5,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from fogline.common.images.jpeg import decode_jpeg, encode_jpeg, resize
+from fogline.common.images.jpeg import RESIZED_QUALITY, decode_jpeg, encode_jpeg, resize
 from fogline.deploy.local.plan import PlannedImage
 from fogline.fog_node.encode_queue import coded_size as coded_size
-
-RESIZED_QUALITY = 75  # of the second baseline's JPEGs
 
 
 def original(image: PlannedImage, size: tuple[int, int]) -> NDArray[np.uint8]:

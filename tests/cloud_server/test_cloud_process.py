@@ -169,7 +169,8 @@ def test_a_fleet_and_its_models_survive_kill_nine(
     assert dict(status["cam"].gauges) == {"loss": 0.5}
     wait_until(lambda: not cam.fleet.FindFogs(pb.FindFogsRequest()).fogs, what="the silent fog node to be given up")
     text = urllib.request.urlopen(f"http://127.0.0.1:{cloud.metrics_port}/metrics", timeout=5).read().decode()
-    assert "fogline_devices_known 2.0" in text
+    assert 'fogline_devices_known{role="edge"} 1.0' in text
+    assert 'fogline_devices_known{role="fog"} 1.0' in text
     assert "fogline_model_versions 2.0" in text
     assert cloud.end(signal.SIGTERM) == 0
 

@@ -38,6 +38,15 @@ def test_alive_is_heard_from_within_three_heartbeats(registry: Registry) -> None
     assert (cam.alive, cam.version, cam.capabilities, cam.gauges) == (True, "0.2.0", {}, {"outbox": 2.0})
 
 
+def test_counts_leave_out_who_left(registry: Registry) -> None:
+    assert registry.counts(T0) == {}
+    for name, role, address in (("a", "edge", ""), ("b", "edge", ""), ("c", "edge", ""), ("gate", "fog", "h:1")):
+        registry.join(name, role, "1", address, {}, T0)  # type: ignore[arg-type]
+    registry.leave("a", T0 + 1)
+    registry.heartbeat("b", {}, T0 + 3 * BEAT_US)
+    assert registry.counts(T0 + 3 * BEAT_US + 2) == {"edge": (2, 1), "fog": (1, 0)}
+
+
 def test_fogs_are_the_living_ones_least_loaded_first(registry: Registry) -> None:
     for name, role, address in (("a", "fog", "10.0.0.1:7400"), ("b", "fog", "10.0.0.2:7400"), ("c", "fog", "h:1")):
         registry.join(name, role, "1", address, {}, T0)  # type: ignore[arg-type]

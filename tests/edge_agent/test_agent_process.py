@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import random
+import re
 import signal
 import socket
 import sqlite3
@@ -88,6 +89,20 @@ def test_two_edges_share_over_mtls_without_torch_and_stop_in_time(
         assert 'fogline_uploaded_images_total{outcome="stored"} 12.0' in metrics
         assert "fogline_capture_done 1.0" in metrics
         assert 'fogline_link_bytes_total{direction="sent",kind="image",link="edge-fog"}' in metrics
+        sent = sum(path.stat().st_size for path in (tmp_path / "seq1").rglob("*.jpg"))
+        assert f"fogline_captured_bytes_total {float(sent)}" in metrics
+        assert f'fogline_uploaded_bytes_total{{outcome="stored"}} {float(sent)}' in metrics
+        assert "fogline_received_images_total 12.0" in metrics
+        assert "fogline_delay_seconds_count 12.0" in metrics
+        coded = re.findall(r'fogline_received_bytes_total{codec="jpeg2",layer="(\w+)"} ([0-9.e+]+)', metrics)
+        assert sorted(layer for layer, _ in coded) == ["background", "header", "object"]
+        assert sum(float(count) for _, count in coded) == health["library"]["bytes"]
+        assert 'fogline_connected{link="edge-fog"} 1.0' in metrics
+        assert "fogline_healthy 1.0" in metrics
+        published = get(fog.ports["metrics_port"], "/metrics")
+        assert 'fogline_quality_db_count{area="object"}' in published
+        done = "fogline_encode_queue_age_seconds 0.0"
+        until(lambda: done in get(fog.ports["metrics_port"], "/metrics"), 10)
         for node in (one, two):
             started = time.monotonic()
             assert node.stop() == 0

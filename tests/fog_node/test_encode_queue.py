@@ -104,3 +104,20 @@ def test_a_failed_batch_is_tried_whole_before_it_is_split() -> None:
         assert queue.failed(taken, "x") is None
     halves = [queue.take(1.0), queue.take(1.0)]
     assert [len(b.images) for b in halves if b] == [2, 2]
+
+
+def test_the_oldest_is_what_is_not_done() -> None:
+    queue = EncodeQueue(batch=2, max_wait_s=1.0, target_width=320)
+    assert queue.oldest_s(5.0) == 0
+    queue.add([image(1), image(2)], 1.0)
+    queue.add([image(3)], 3.0)
+    batch = queue.take(3.0)
+    assert batch is not None
+    assert queue.oldest_s(4.0) == 3.0, "what is being encoded is not done"
+    queue.failed(batch, "why")
+    queue.add([image(1)], 6.0)
+    assert queue.oldest_s(6.0) == 5.0, "what is tried again has waited since it came"
+    queue.done(batch.images)
+    assert queue.oldest_s(6.0) == 3.0
+    queue.done([image(3)])
+    assert queue.oldest_s(6.0) == 0
