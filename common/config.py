@@ -48,6 +48,9 @@ class TlsConfig(Config, frozen=True):
     ca: Annotated[Path | None, Meta(description="Certificate of the authority (`fogline ca init`)")] = None
     cert: Annotated[Path | None, Meta(description="Certificate of this process (`fogline ca enrol`)")] = None
     key: Annotated[Path | None, Meta(description="Private key of this process, mode 0600")] = None
+    authority: Annotated[
+        str, Meta(description="host:port of the certificate service; empty: no renewal, no revocation list")
+    ] = ""
     insecure: Annotated[bool, Meta(description="No TLS and no identity; refused except on loopback")] = False
 
     def __post_init__(self) -> None:

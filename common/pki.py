@@ -1,8 +1,9 @@
 """Certificates: one authority per deployment, one certificate per device, a role in each.
 
-A device's identity is its certificate's URI name `fogline://ROLE/NAME`. Servers (fog, cloud) may also be dialled and
-carry the host names and addresses they answer at; an edge's certificate can't be used to pose as a server.
-Keys are ECDSA P-256.
+A device's identity is its certificate's URI name `fogline://ROLE/NAME`, with `?tenant=T` where it has a tenant. Servers
+(fog, cloud) may also be dialled and carry the host names and addresses they answer at; an edge's certificate can't be
+used to pose as a server. Keys are ECDSA P-256. While an authority's key is replaced, a file of authorities holds the
+old one and the new one, and a certificate of either will do.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import ipaddress
 import os
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -25,7 +27,10 @@ from fogline.common.errors import ConfigError, IdentityError
 
 Role = Literal["edge", "fog", "cloud"]
 ROLES: tuple[Role, ...] = get_args(Role)
+# The certificate service itself. It is dialled by this name wherever it runs: who knows its authority needs no other.
+AUTHORITY_HOST = "authority.fogline.internal"
 NAME_PATTERN = r"[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?"
+HOST_PATTERN = r"[A-Za-z0-9_*]([A-Za-z0-9._-]{0,251}[A-Za-z0-9_])?"
 
 AUTHORITY_DAYS = 3650
 DEVICE_DAYS = 365
@@ -39,6 +44,7 @@ class Identity:
 
     name: str
     role: Role
+    tenant: str = ""  # "": the default one
 
 
 @dataclass(frozen=True)
@@ -81,18 +87,24 @@ class Authority:
         return cls(builder.sign(key, hashes.SHA256()), key)
 
     @classmethod
-    def load(cls, folder: Path) -> Authority:
-        """Read `ca.pem` and `ca.key`. Raises ConfigError or IdentityError."""
-        certificate = _certificate(_read(folder / "ca.pem"), folder / "ca.pem")
-        key = _private_key(_read(folder / "ca.key"), folder / "ca.key")
+    def load(cls, folder: Path, name: str = "ca") -> Authority:
+        """Read `ca.pem` and `ca.key` (or another pair's). Raises ConfigError or IdentityError."""
+        pem, key_file = folder / f"{name}.pem", folder / f"{name}.key"
+        certificate = _certificate(_read(pem), pem)
+        key = load_key(_read(key_file), key_file)
         if key.public_key() != certificate.public_key():
-            raise IdentityError(f"{folder / 'ca.key'} is not the key of {folder / 'ca.pem'}; restore the right pair")
+            raise IdentityError(f"{key_file} is not the key of {pem}; restore the right pair")
         return cls(certificate, key)
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: Path, name: str = "ca") -> None:
         """Write `ca.pem` and `ca.key` (mode 0600). Raises ConfigError rather than overwrite."""
-        key_pem = _key_pem(self._key)
-        _write_new(folder, {"ca.key": (key_pem, 0o600), "ca.pem": (self.certificate_pem, 0o644)})
+        key = dump_key(self._key)
+        _write_new(folder, {f"{name}.key": (key, 0o600), f"{name}.pem": (self.certificate_pem, 0o644)})
+
+    @property
+    def certificate(self) -> x509.Certificate:
+        """The authority's certificate."""
+        return self._certificate
 
     @property
     def certificate_pem(self) -> bytes:
@@ -107,11 +119,29 @@ class Authority:
         *,
         not_before: datetime | None = None,
         not_after: datetime | None = None,
+        tenant: str = "",
     ) -> Enrolment:
-        """Make a certificate for a device, valid for a year unless told otherwise.
+        """Make a key and a certificate for a device, valid for a year unless told otherwise.
 
         `hosts` are the DNS names and IP addresses that a server is dialled at. Raises ConfigError.
         """
+        key = ec.generate_private_key(ec.SECP256R1())
+        made = self.certify(
+            key.public_key(), Identity(name, role, tenant), hosts, not_before=not_before, not_after=not_after
+        )
+        return Enrolment(made, dump_key(key))
+
+    def certify(
+        self,
+        key: ec.EllipticCurvePublicKey,
+        who: Identity,
+        hosts: tuple[str, ...] = (),
+        *,
+        not_before: datetime | None = None,
+        not_after: datetime | None = None,
+    ) -> bytes:
+        """Make a certificate (PEM) for a device that holds the key itself; else as `enrol`."""
+        name, role = who.name, who.role
         if not re.fullmatch(NAME_PATTERN, name):
             raise ConfigError(f"device name {name!r} is not allowed; use 1 to 63 of a-z 0-9 . _ -, the ends a-z or 0-9")
         if role not in ROLES:
@@ -120,28 +150,64 @@ class Authority:
         start = not_before or now - BACKDATE
         # A device outliving its authority would fail at a peer with a message about the wrong certificate.
         end = min(not_after or now + timedelta(days=DEVICE_DAYS), self._certificate.not_valid_after_utc)
-        key = ec.generate_private_key(ec.SECP256R1())
+        if who.tenant and not re.fullmatch(NAME_PATTERN, who.tenant):
+            raise ConfigError(f"tenant {who.tenant!r} is not allowed; use 1 to 63 of a-z 0-9 . _ -")
         subject = x509.Name(
             [
                 x509.NameAttribute(NameOID.COMMON_NAME, name),
                 x509.NameAttribute(NameOID.ORGANIZATIONAL_UNIT_NAME, role),
             ]
         )
-        names: list[x509.GeneralName] = [x509.UniformResourceIdentifier(f"fogline://{role}/{name}")]
-        names += [_host(host) for host in dict.fromkeys((name, *hosts))]
+        names: list[x509.GeneralName] = [x509.UniformResourceIdentifier(_uri(who))]
+        names += [general_name(host) for host in dict.fromkeys((name, *hosts))]
         purposes = [ExtendedKeyUsageOID.CLIENT_AUTH]
         if role != "edge":
             purposes.append(ExtendedKeyUsageOID.SERVER_AUTH)
-        builder = _builder(subject, self._certificate.subject, key.public_key(), start, end)
+        return self._sign(key, subject, names, purposes, start, end)
+
+    def serving(self, lifetime: timedelta) -> Enrolment:
+        """Make the certificate that the certificate service shows, and its key."""
+        key = ec.generate_private_key(ec.SECP256R1())
+        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, AUTHORITY_HOST)])
+        now = datetime.now(timezone.utc)
+        end = min(now + lifetime, self._certificate.not_valid_after_utc)
+        purposes = [ExtendedKeyUsageOID.SERVER_AUTH]
+        made = self._sign(key.public_key(), subject, [x509.DNSName(AUTHORITY_HOST)], purposes, now - BACKDATE, end)
+        return Enrolment(made, dump_key(key))
+
+    def revocation_list(
+        self, revoked: Iterable[tuple[int, datetime]], number: int, now: datetime, lifetime: timedelta
+    ) -> bytes:
+        """Sign a list (DER) of the serial numbers that are revoked, with when; `number` rises from list to list."""
+        builder = x509.CertificateRevocationListBuilder().issuer_name(self._certificate.subject)
+        builder = builder.last_update(now - BACKDATE).next_update(now + lifetime)
+        for serial, at in revoked:
+            entry = x509.RevokedCertificateBuilder().serial_number(serial).revocation_date(at)
+            builder = builder.add_revoked_certificate(entry.build())
+        builder = builder.add_extension(x509.CRLNumber(number), critical=False)
+        builder = builder.add_extension(self._key_identifier(), critical=False)
+        return builder.sign(self._key, hashes.SHA256()).public_bytes(serialization.Encoding.DER)
+
+    def _sign(
+        self,
+        key: ec.EllipticCurvePublicKey,
+        subject: x509.Name,
+        names: list[x509.GeneralName],
+        purposes: list[x509.ObjectIdentifier],
+        start: datetime,
+        end: datetime,
+    ) -> bytes:
+        builder = _builder(subject, self._certificate.subject, key, start, end)
         builder = builder.add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         builder = builder.add_extension(_key_usage(digital_signature=True), critical=True)
         builder = builder.add_extension(x509.ExtendedKeyUsage(purposes), critical=False)
         builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
+        builder = builder.add_extension(self._key_identifier(), critical=False)
+        return builder.sign(self._key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
+
+    def _key_identifier(self) -> x509.AuthorityKeyIdentifier:
         issuer_key = self._certificate.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
-        authority_key = x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(issuer_key)
-        builder = builder.add_extension(authority_key, critical=False)
-        certificate = builder.sign(self._key, hashes.SHA256())
-        return Enrolment(certificate.public_bytes(serialization.Encoding.PEM), _key_pem(key))
+        return x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(issuer_key)
 
 
 def save_enrolment(enrolment: Enrolment, authority_pem: bytes, name: str, folder: Path) -> None:
@@ -167,10 +233,9 @@ def inspect(cert_pem: bytes, origin: str | Path = "certificate") -> CertificateI
     hosts += names.get_values_for_type(x509.DNSName)
     hosts += [str(address) for address in names.get_values_for_type(x509.IPAddress)]
     ours = [u for u in names.get_values_for_type(x509.UniformResourceIdentifier) if u.startswith("fogline://")]
-    match = re.fullmatch(rf"fogline://({'|'.join(ROLES)})/({NAME_PATTERN})", ours[0]) if len(ours) == 1 else None
-    if match:
-        role = next(role for role in ROLES if role == match[1])
-        identity = Identity(match[2], role)
+    if len(ours) == 1 and (match := _URI.fullmatch(ours[0])):
+        role = next(role for role in ROLES if role == match["role"])
+        identity = Identity(match["name"], role, match["tenant"] or "")
     try:
         is_authority = certificate.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
     except x509.ExtensionNotFound:
@@ -220,14 +285,13 @@ def check(
     """
     info = inspect(cert_pem, origin)
     certificate = _certificate(cert_pem, origin)
-    issuer = _certificate(authority_pem, "authority")
-    try:
-        certificate.verify_directly_issued_by(issuer)
-    except (ValueError, TypeError, InvalidSignature):
+    issuers = authorities(authority_pem)
+    issuer = next((one for one in issuers if issued_by(certificate, one)), None)
+    if issuer is None:
         raise IdentityError(
-            f"{origin} (issued by {info.issuer}) is not of the authority {issuer.subject.rfc4514_string()} in use; "
+            f"{origin} (issued by {info.issuer}) is not of the authority {issuers[0].subject.rfc4514_string()} in use; "
             "enrol it again with that authority, or use the ca.pem it came with"
-        ) from None
+        )
     moment = now or datetime.now(timezone.utc)
     for what, start, end in (
         (str(origin), info.not_before, info.not_after),
@@ -243,9 +307,35 @@ def check(
                 f"{what} is valid only from {start:%Y-%m-%d %H:%M} UTC and it is {moment:%Y-%m-%d %H:%M}; set this "
                 "host's clock"
             )
-    if key_pem is not None and _private_key(key_pem, "key").public_key() != certificate.public_key():
+    if key_pem is not None and load_key(key_pem, "key").public_key() != certificate.public_key():
         raise IdentityError(f"the private key does not belong to {origin}; use the pair that `fogline ca enrol` wrote")
     return identity(cert_pem, origin)
+
+
+def authorities(bundle_pem: bytes, origin: str | Path = "authority") -> list[x509.Certificate]:
+    """Return the authorities of a file, one or more. Raises IdentityError when there is none."""
+    try:
+        return x509.load_pem_x509_certificates(bundle_pem)
+    except ValueError as error:
+        raise IdentityError(f"{origin} is not a certificate in PEM: {error}") from error
+
+
+def issued_by(certificate: x509.Certificate, issuer: x509.Certificate) -> bool:
+    """Whether an authority signed a certificate; dates are not looked at."""
+    try:
+        certificate.verify_directly_issued_by(issuer)
+    except (ValueError, TypeError, InvalidSignature):
+        return False
+    return True
+
+
+def _uri(who: Identity) -> str:
+    return f"fogline://{who.role}/{who.name}" + (f"?tenant={who.tenant}" if who.tenant else "")
+
+
+_URI = re.compile(
+    rf"fogline://(?P<role>{'|'.join(ROLES)})/(?P<name>{NAME_PATTERN})(\?tenant=(?P<tenant>{NAME_PATTERN}))?"
+)
 
 
 def _builder(
@@ -270,13 +360,16 @@ def _key_usage(*, digital_signature: bool, key_cert_sign: bool = False, crl_sign
     )
 
 
-def _host(host: str) -> x509.GeneralName:
+def general_name(host: str) -> x509.GeneralName:
+    """Return a host as certificates name it. Raises ConfigError for what is neither an address nor a DNS name."""
     try:
         return x509.IPAddress(ipaddress.ip_address(host))
     except ValueError:
         pass
-    if not re.fullmatch(r"[A-Za-z0-9_*]([A-Za-z0-9._-]{0,251}[A-Za-z0-9_])?", host):
+    if not re.fullmatch(HOST_PATTERN, host):
         raise ConfigError(f"host {host!r} is neither an IP address nor a DNS name; give it without scheme and port")
+    if host.lower().rstrip(".").endswith(AUTHORITY_HOST.partition(".")[2]):
+        raise ConfigError(f"host {host!r} is kept for the certificate service; choose another name")
     return x509.DNSName(host)
 
 
@@ -287,7 +380,8 @@ def _certificate(pem: bytes, origin: str | Path) -> x509.Certificate:
         raise IdentityError(f"{origin} is not a certificate in PEM: {error}") from error
 
 
-def _private_key(pem: bytes, origin: str | Path) -> ec.EllipticCurvePrivateKey:
+def load_key(pem: bytes, origin: str | Path) -> ec.EllipticCurvePrivateKey:
+    """Read a private key. Raises IdentityError."""
     try:
         key = serialization.load_pem_private_key(pem, password=None)
     except (ValueError, TypeError) as error:
@@ -297,7 +391,8 @@ def _private_key(pem: bytes, origin: str | Path) -> ec.EllipticCurvePrivateKey:
     return key
 
 
-def _key_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
+def dump_key(key: ec.EllipticCurvePrivateKey) -> bytes:
+    """Return a private key as PEM, not encrypted."""
     return key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )

@@ -22,6 +22,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "compare": ("fogline.commands.compare", "measure image codecs on the same frames: bytes, quality, speed"),
     "split": ("fogline.commands.split", "plan where a model is cut between a device and a host, and compare policies"),
     "ca": ("fogline.commands.ca", "make the authority and the devices' certificates"),
+    "join": ("fogline.commands.join", "enrol this device with a token of `fogline ca token`"),
     "doctor": ("fogline.doctor", "check this host and say what to do"),
 }
 

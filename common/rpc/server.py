@@ -30,7 +30,6 @@ OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.max_pings_without_data", 0),
     ("grpc.http2.min_ping_interval_without_data_ms", KEEPALIVE_MS // 2),
-    ("grpc.max_receive_message_length", MAX_MESSAGE),
     ("grpc.max_send_message_length", MAX_MESSAGE),
     ("grpc.max_concurrent_streams", MAX_STREAMS),
     ("grpc.max_allowed_incoming_connections", MAX_CONNECTIONS),
@@ -64,22 +63,30 @@ class RpcServer:
 
 
 async def aio_server(
-    listen: str, tls: TlsConfig, meter: LinkMeter, services: Sequence[Service], *, read_ahead: int | None = None
+    listen: str,
+    tls: TlsConfig,
+    meter: LinkMeter,
+    services: Sequence[Service],
+    *,
+    read_ahead: int | None = None,
+    anonymous: Callable[[], certificates.Material] | None = None,
+    max_message: int = MAX_MESSAGE,
 ) -> tuple[RpcServer, int]:
     """Start serving on `listen` (host:port, port 0: any free one); returns the server and its port.
 
+    `anonymous`: our certificate of the moment, in place of `tls`, on a server that asks no client for one.
     `read_ahead`: bytes of a stream that gRPC may hold before its handler reads them; None: what it estimates to keep a
     link busy, which grows to many times a tensor's chunks where a sender outruns the handler.
     Handlers raise errors of `common/errors.py`; clients get the same from `status.translate`.
     Raises ConfigError (port in use, files missing) or IdentityError (certificate expired or foreign).
     """
     address = addresses.parse(listen, allow_any_port=True)
-    own = certificates.load(tls, address)
+    own = certificates.load(tls, address) if anonymous is None else anonymous()
     wire = Wire(own is not None, str(address), own.der_size if own else 0, client=False)
     handlers = Handlers(lambda: Connection(meter, wire))
-    options = OPTIONS
+    options = (*OPTIONS, ("grpc.max_receive_message_length", max_message))
     if read_ahead is not None:
-        options = (*OPTIONS, ("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes", read_ahead))
+        options = (*options, ("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes", read_ahead))
     server = grpc.aio.server(interceptors=(handlers,), options=options)
     monitor: Any = health.aio.HealthServicer()  # type: ignore[attr-defined]  # not in the stubs
     health_pb2_grpc.add_HealthServicer_to_server(monitor, server)
@@ -92,7 +99,8 @@ async def aio_server(
         if own is None:
             port = server.add_insecure_port(str(address))
         else:
-            port = server.add_secure_port(str(address), own.server())
+            given = own.server() if anonymous is None else certificates.anonymous_server(own, anonymous)
+            port = server.add_secure_port(str(address), given)
         await server.start()
     except RuntimeError as error:
         await server.stop(None)

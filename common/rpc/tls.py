@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,6 +60,17 @@ def load(tls: TlsConfig, address: Address) -> Material | None:
     pki.check(cert, ca, key, origin=cert_path)
     der = x509.load_pem_x509_certificate(cert).public_bytes(Encoding.DER)
     return Material(ca, cert, key, len(der), cert_path, key_path)
+
+
+def anonymous_server(first: Material, current: Callable[[], Material]) -> grpc.ServerCredentials:
+    """Credentials of a server that asks nobody for a certificate, and shows new connections its own of the moment."""
+
+    def fetch() -> grpc.ServerCertificateConfiguration:
+        own = current()
+        return grpc.ssl_server_certificate_configuration([(own.key, own.cert)])
+
+    initial = grpc.ssl_server_certificate_configuration([(first.key, first.cert)])
+    return grpc.dynamic_ssl_server_credentials(initial, fetch, require_client_authentication=False)
 
 
 def _read(field: str, path: Path) -> bytes:

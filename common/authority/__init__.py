@@ -1,0 +1,1 @@
+"""The certificate service: tokens that let devices enrol themselves, renewal, revocation, a change of the authority."""
