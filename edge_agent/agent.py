@@ -89,6 +89,7 @@ class Agent:
         self._received_cursor = -1
         self._refreshing = threading.Lock()
         self._stuck: dict[str, float] = {}
+        self._meters: list[LinkMeter] = []
         root, tls = config.data_dir, config.tls
         self._outbox = Outbox(root / "outbox", config.outbox.max_bytes, config.outbox.policy)
         self._library = Library(root / "library", config.library.max_bytes)
@@ -97,6 +98,7 @@ class Agent:
         self._models: ModelExchange | None = None
         if config.cloud:
             meter = LinkMeter("edge-cloud", self._metrics.link_bytes)
+            self._meters.append(meter)
             self._cloud = CloudLink(
                 config.cloud, tls, me, meter, self._stop,
                 version=fogline.__version__, capabilities=_capabilities(config, trains), state_dir=root,
@@ -106,6 +108,7 @@ class Agent:
             outgoing = training.outgoing(root)
             self._models = ModelExchange(self._cloud, store, config.train.model, outgoing, self._stop)
         meter = LinkMeter("edge-fog", self._metrics.link_bytes)
+        self._meters.append(meter)
         self._fog = FogLink(self._fogs, tls, me, meter, clock, self._stop)
         spent = self._metrics.transcode_seconds.inc
         self._uploader = Uploader(self._fog, self._outbox, clock, self._stop, config.uplink, spent)
@@ -185,6 +188,8 @@ class Agent:
             gauges["train_loss"] = progress.loss
         if self._trainer and self._trainer.state.score is not None:
             gauges["train_score"] = self._trainer.state.score
+        for meter in self._meters:
+            gauges |= meter.gauges()
         return gauges
 
     def refresh(self) -> None:

@@ -66,6 +66,8 @@ class _Node:
         self._ingest = Ingest(store, config.limits, config.width, self._taken, config.uplink.forms)
         self._service = ImageService(store, self._ingest, self._head, config, self._metrics, audience)
         self._health: dict[str, object] = {"ok": False, "encoder": "starting"}
+        self._edges = LinkMeter("edge-fog", self._metrics.link_bytes)
+        self._upstream = LinkMeter("fog-cloud", self._metrics.link_bytes)
 
     def _taken(self, images: Sequence[QueuedImage]) -> None:
         for image in images:
@@ -84,7 +86,7 @@ class _Node:
             server, port = await aio_server(
                 config.listen,
                 config.tls,
-                LinkMeter("edge-fog", self._metrics.link_bytes),
+                self._edges,
                 [(images_pb2_grpc.add_ImageServiceServicer_to_server, self._service)],
             )
             if self._tails is not None:
@@ -173,9 +175,8 @@ class _Node:
             await asyncio.sleep(STATE_S)
 
     def _membership(self, cloud: str, port: int) -> Membership:
-        meter = LinkMeter("fog-cloud", self._metrics.link_bytes)
         address = _advertised(self._config, port)
-        return Membership(cloud, self._config.tls, self._me, address, meter, self._gauges)
+        return Membership(cloud, self._config.tls, self._me, address, self._upstream, self._gauges)
 
     def _gauges(self) -> dict[str, float]:
         return {
@@ -183,7 +184,7 @@ class _Node:
             "published_head": float(self._head.value),
             "subscribers": float(self._service.subscribers),
             "store_bytes": float(self._store.blobs.total_bytes),
-        }
+        } | self._upstream.gauges()
 
 
 def _tails(config: FogConfig, me: Peer) -> TailHostProcess | None:

@@ -23,6 +23,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "split": ("fogline.commands.split", "plan where a model is cut between a device and a host, and compare policies"),
     "ca": ("fogline.commands.ca", "make the authority and the devices' certificates"),
     "join": ("fogline.commands.join", "enrol this device with a token of `fogline ca token`"),
+    "status": ("fogline.status", "show the fleet, live, with every device's rates"),
     "doctor": ("fogline.doctor", "check this host and say what to do"),
 }
 

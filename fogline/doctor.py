@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,8 +12,8 @@ from typing import Any
 
 from fogline.checks import host
 from fogline.checks.finding import Finding
+from fogline.checks.roles import load_role
 from fogline.common import addresses, pki
-from fogline.common.config import load
 from fogline.common.errors import ConfigError, FoglineError
 
 SCHEMA = 1
@@ -53,7 +52,7 @@ def _examine(path: Path | None, role: pki.Role | None) -> Iterator[Finding]:
         yield from host.disk(Path.cwd())
         return
     try:
-        config = _load(path, role)
+        config = load_role(path, role)
     except FoglineError as error:
         yield Finding("configuration", "fail", str(error), "`--print-config` of the process explains every key")
         return
@@ -74,20 +73,6 @@ def _examine(path: Path | None, role: pki.Role | None) -> Iterator[Finding]:
         yield from network.fog(config.fog, config.tls, me)
     if role != "cloud" and config.cloud:
         yield from network.cloud(config.cloud, config.tls, me)
-
-
-def _load(path: Path, role: pki.Role) -> Any:
-    if role == "edge":
-        from fogline.edge_agent.config import EdgeConfig
-
-        return load(EdgeConfig, path, os.environ, {})
-    if role == "fog":
-        from fogline.fog_node.config import FogConfig
-
-        return load(FogConfig, path, os.environ, {})
-    from fogline.cloud_server.config import CloudConfig
-
-    return load(CloudConfig, path, os.environ, {})
 
 
 def _allowed_bytes(config: Any, role: pki.Role) -> int:

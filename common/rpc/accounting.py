@@ -59,6 +59,14 @@ class LinkMeter:
         with self._lock:
             return dict(self._totals)
 
+    def gauges(self) -> dict[str, float]:
+        """Bytes by direction since the start, for the fleet's status: `edge_fog_sent_bytes`, …"""
+        link, totals = self.link.replace("-", "_"), self.totals()
+        return {
+            f"{link}_{direction}_bytes": float(sum(count for (way, _), count in totals.items() if way == direction))
+            for direction in (SENT, RECEIVED)
+        }
+
     def total(self, direction: str) -> int:
         """Bytes of every kind in one direction."""
         return sum(count for (way, _), count in self.totals().items() if way == direction)

@@ -1,0 +1,25 @@
+"""Reading a process's configuration by its role, as that process would."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from fogline.common import pki
+from fogline.common.config import load
+
+
+def load_role(path: Path, role: pki.Role) -> Any:
+    """The configuration of a process of `role`: file and environment. Raises ConfigError."""
+    if role == "edge":
+        from fogline.edge_agent.config import EdgeConfig
+
+        return load(EdgeConfig, path, os.environ, {})
+    if role == "fog":
+        from fogline.fog_node.config import FogConfig
+
+        return load(FogConfig, path, os.environ, {})
+    from fogline.cloud_server.config import CloudConfig
+
+    return load(CloudConfig, path, os.environ, {})

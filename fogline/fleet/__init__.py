@@ -1,0 +1,1 @@
+"""The fleet as its cloud server tells it, for `fogline status`."""
