@@ -11,6 +11,7 @@ import select
 import signal
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -293,3 +294,24 @@ def until(condition: Any, deadline_s: float = 20.0, what: str = "the condition")
         if time.monotonic() > end:
             raise AssertionError(f"waited {deadline_s} s for {what}")
         time.sleep(0.01)
+
+
+def stored(shot: Shot, *, duplicate: bool = False) -> MarkStored:
+    return MarkStored(shot.content_id, duplicate)
+
+
+def interactive(a: Any, offer: pb.UploadRequest, after: list[pb.UploadRequest]) -> list[pb.UploadResponse]:
+    """Offer, wait for the answer, then send the rest."""
+    accepted = threading.Event()
+
+    def requests() -> Any:
+        yield offer
+        assert accepted.wait(10)
+        yield from after
+
+    answers = []
+    with translate():
+        for answer in a.stub.Upload(requests(), timeout=20):
+            answers.append(answer)
+            accepted.set()
+    return answers
