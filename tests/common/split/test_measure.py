@@ -91,6 +91,25 @@ def test_a_longer_head_never_takes_less(monkeypatch: pytest.MonkeyPatch) -> None
     assert tails == sorted(tails, reverse=True)
 
 
+def test_a_process_that_is_stopped_now_and_then_is_measured_over_its_stops(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0, 0.0]  # of the wall, of the processor
+
+    def job() -> None:
+        clock[1] += 0.001
+        before, clock[0] = clock[0], clock[0] + 0.001
+        if int(clock[0] / 0.01) > int(before / 0.01):
+            clock[0] += 0.07  # an eighth: 10 ms in each 80
+
+    monkeypatch.setattr(measuring.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(measuring.time, "process_time", lambda: clock[1])
+    alone = [measuring._timed(job, 0.0, 1) for _ in range(9)]
+    assert sorted(alone)[4] == pytest.approx(0.001)
+    assert measuring._timed(job, 0.8, 3) == pytest.approx(0.008, rel=0.15)
+    assert measuring._limited([job] * 100)
+    monkeypatch.setattr(measuring.time, "process_time", lambda: clock[0])
+    assert not measuring._limited([job] * 100)
+
+
 def test_what_can_not_be_measured_is_refused() -> None:
     inputs = Calibration(torch.rand(4, 32))
     with pytest.raises(ConfigError, match="no cut 'x'; there are 0, 1, 2, 3"):
