@@ -20,6 +20,7 @@ import math
 from collections import deque
 from dataclasses import dataclass
 from enum import Enum
+from statistics import NormalDist
 
 from fogline.common.errors import InternalError
 
@@ -102,11 +103,14 @@ class LinkEstimator:
         self._probed = -math.inf
         self._wait = self.settings.probe_every_s[0]  # between probes: doubled while they tell nothing new
         self._lost = False
+        self._deviations = NormalDist().inv_cdf(1 - self.settings.chance)
+        self.events = 0  # rises with all that is told
 
     def round_trip(self, seconds: float) -> None:
         """The measured round trip of a message too small to fill the link."""
         if not (seconds >= 0 and math.isfinite(seconds)):
             raise InternalError(f"a round trip of {seconds} s; give a time that passed on a steady clock")
+        self.events += 1
         if math.isnan(self._rtt):
             self._rtt, self._jitter = seconds, seconds / 8
         else:
@@ -118,12 +122,14 @@ class LinkEstimator:
         if count <= 0:
             raise InternalError(f"a transfer of {count} bytes; only what has bytes is a transfer")
         self._numbers += 1
+        self.events += 1
         self._outstanding.append(_Outstanding(self._numbers, now, count))
         return self._numbers
 
     def probing(self, now: float) -> None:
         """A probe goes out; its bytes are reported by `begin` and `acknowledge` as all others."""
         self._probed = now
+        self.events += 1
 
     def acknowledge(self, now: float, number: int, through: int | None = None, held_s: float = 0.0) -> None:
         """The first `through` bytes of a transfer (all of them by default) have arrived.
@@ -143,6 +149,7 @@ class LinkEstimator:
             fresh += self._outstanding[0].count - self._outstanding[0].through
             found.begun = min(found.begun, self._outstanding[0].begun)
             self._outstanding.popleft()
+        self.events += 1
         arrival = max(now - held_s - self._trip, found.begun)
         # The round trip is an estimate, so what was sent later may seem to have arrived first.
         taken = max(0.0, arrival - max(found.begun, self._arrived))
@@ -160,6 +167,7 @@ class LinkEstimator:
         if self._outstanding or not self._lost:
             self._wait = self.settings.probe_every_s[0]
         self._outstanding.clear()
+        self.events += 1
         self._lost = True
         self._arrived = now
 
@@ -177,35 +185,44 @@ class LinkEstimator:
         )
 
     def probe_due(self, now: float, rate_bit_s: float | None = None) -> bool:
-        """Whether an idle link should be probed now; `rate_bit_s` is the one at which a decision would change.
+        """Whether an idle link should be probed now; `rate_bit_s` is the one at which a decision would change."""
+        return now >= self.probe_at(rate_bit_s)
 
-        Far from that rate little depends on the link and probes are rare; near it they are frequent.
+    def probe_at(self, rate_bit_s: float | None = None) -> float:
+        """When an idle link should be probed, if nothing is heard of it before; infinite where something is under way.
+
+        Far from the rate at which a decision would change little depends on the link and probes are rare; near it they
+        are frequent.
         """
-        if not self.may_probe(now):
-            return False
-        if self._lost or math.isnan(self._x):
-            return True
-        if now - max(self._probed, self._observed) >= self._wait:
-            return True
-        if rate_bit_s is None or not 0 < rate_bit_s < math.inf:
-            return False
-        away = abs(self._x - math.log(8.0 / rate_bit_s))
-        return 0.5 * math.erfc(away / max(self._spread(now), 1e-9) / math.sqrt(2)) > self.settings.chance
+        soonest = self.soonest_probe
+        if self._lost or math.isnan(self._x) or soonest == math.inf:
+            return soonest
+        last = max(self._probed, self._observed)
+        due = last + self._wait
+        if rate_bit_s is not None and 0 < rate_bit_s < math.inf:
+            away = abs(self._x - math.log(8.0 / rate_bit_s))
+            # By then it has crossed that rate with the probability `chance`.
+            wandered = (away / self._deviations) ** 2 - self._variance if self._deviations > 0 else 0.0
+            if wandered <= 0:
+                due = last
+            elif self.settings.drift > 0:
+                due = min(due, self._observed + wandered / self.settings.drift**2)
+        return max(due, soonest)
 
-    def may_probe(self, now: float) -> bool:
-        """Whether a probe could be due at all, whatever rate is in question; cheap to ask."""
-        least = self.settings.probe_every_s[0]
+    @property
+    def soonest_probe(self) -> float:
+        """Before which no probe is due, whatever rate is in question; infinite where something is under way."""
         if self._lost:
-            return now - self._probed >= self._wait
+            return self._probed + self._wait
         if self._outstanding:
-            return False  # they will tell
-        if math.isnan(self._x):
-            return now - self._probed >= least
-        return now - max(self._probed, self._observed) >= least
+            return math.inf  # they will tell
+        last = self._probed if math.isnan(self._x) else max(self._probed, self._observed)
+        return last + self.settings.probe_every_s[0]
 
     def probe_failed(self) -> None:
         """No connection for a probe: the next one later, up to the longest interval."""
         self._wait = min(2 * self._wait, self.settings.probe_every_s[1])
+        self.events += 1
 
     def probe_size(self, rate_bit_s: float | None = None) -> int:
         """Bytes that fill the link for long enough to be told from jitter at the rate in question."""

@@ -108,19 +108,26 @@ class Table:
             [[one.hosts_s[h + 1] if h < len(one.cuts) else 0.0 for one in options] for h in range(self.hops)]
         )
         self.local = next((i for i, one in enumerate(self.options) if not one.cuts), None)
+        columns = [self.device_s]
+        for hop in range(self.hops):
+            columns += [self.bytes[hop], self.used[hop], self.host_s[hop]]
+        self._terms = np.column_stack(columns)  # one product with what links and hosts do now weighs all options
 
     def latency_s(self, links: Sequence[LinkEstimate], load: Load) -> NDArray[np.float64]:
         """Predicted seconds of each option; infinite for those that need a link which can't be used."""
-        total: NDArray[np.float64] = self.device_s * load.factors[0]
+        now, without = [load.factors[0]], []
         for hop in range(self.hops):
             link = links[hop] if hop < len(links) else None
             if link is None or not link.usable:
-                total = np.where(self.used[hop] > 0, math.inf, total)
+                now += [0.0, 0.0, 0.0]
+                without.append(hop)
                 continue
             per_byte = link.seconds_per_byte
             fixed = link.rtt_s + link.backlog_bytes * per_byte + load.queues_s[hop + 1]
-            total = total + self.bytes[hop] * per_byte + self.used[hop] * fixed
-            total = total + self.host_s[hop] * load.factors[hop + 1]
+            now += [per_byte, fixed, load.factors[hop + 1]]
+        total: NDArray[np.float64] = self._terms @ np.array(now)
+        for hop in without:
+            total[self.used[hop] > 0] = math.inf
         return total
 
     def energy_j(self, links: Sequence[LinkEstimate], load: Load, power: Power) -> NDArray[np.float64]:

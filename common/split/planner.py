@@ -50,6 +50,8 @@ class Planner:
         self.live = live or LiveLoad()
         self._power = power or Power()
         self._beyond: tuple[LinkEstimate, ...] = ()
+        self._asked = -1  # the link's events when `_due` was found, which is when a probe is due
+        self._due = -math.inf
 
     def link_beyond(self, estimate: LinkEstimate) -> None:
         """What the host behind the first hop reports of its own link to the next."""
@@ -87,10 +89,23 @@ class Planner:
 
     def probe_due(self, now: float) -> int | None:
         """Bytes of a probe that should go out now over the idle link; None for none."""
-        if not self.policy.adaptive or not self.link.may_probe(now):
+        if now < self.probe_at(now):
             return None
-        rate = self.policy.worth_bit_s(self.live.load, self.link.estimate(now).rtt_s)
-        return self.link.probe_size(rate) if self.link.probe_due(now, rate) else None
+        return self.link.probe_size(self._worth(now))
+
+    def probe_at(self, now: float) -> float:
+        """When to ask for a probe again, if nothing is heard of the link before; infinite for not before that."""
+        if not self.policy.adaptive:
+            return math.inf
+        if self._asked != self.link.events:
+            soonest = self.link.soonest_probe
+            if now < soonest:
+                return soonest
+            self._asked, self._due = self.link.events, self.link.probe_at(self._worth(now))
+        return self._due
+
+    def _worth(self, now: float) -> float | None:
+        return self.policy.worth_bit_s(self.live.load, self.link.estimate(now).rtt_s)
 
     def probing(self, now: float, size: int) -> Ticket:
         """A probe goes out."""

@@ -212,7 +212,7 @@ class HostLink:
         now = time.monotonic()
         with self.lock:
             if not self._known.is_set():
-                size, again = None, self.link.may_probe(now)
+                size, again = None, now >= self.link.soonest_probe
             else:
                 size, again = None if self.planner is None else self.planner.probe_due(now), False
         if again:

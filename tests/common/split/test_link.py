@@ -177,6 +177,28 @@ def test_probes_are_frequent_near_the_rate_in_question_and_rare_far_from_it() ->
     assert far >= 20 / LinkSettings().probe_every_s[1] - 1
 
 
+def test_a_probe_is_due_when_the_rate_may_have_crossed_the_one_in_question() -> None:
+    link, now = connected(), 0.0
+    for _ in range(12):
+        now = send(link, now, 50_000, 1e6)
+    settings = link.settings
+    for factor in (1.5, 1.7, 2.0):
+        due = link.probe_at(factor * 1e6)
+        rate, spread = link.estimate(due).rate_bit_s, link.estimate(due).spread
+        assert rate is not None
+        crossed = 0.5 * math.erfc(math.log(factor * 1e6 / rate) / spread / math.sqrt(2))
+        assert due >= now + settings.probe_every_s[0]
+        assert crossed == pytest.approx(settings.chance)
+        assert not link.probe_due(due - 1e-6, factor * 1e6)
+        assert link.probe_due(due, factor * 1e6)
+    assert link.probe_at(1e12) == pytest.approx(now + settings.probe_every_s[1])
+    assert link.probe_at(1.01e6) == pytest.approx(now + settings.probe_every_s[0])
+    link.begin(now, 1000)
+    assert link.probe_at(1e6) == math.inf  # what is under way will tell
+    link.lost(now)
+    assert link.probe_at(1e6) <= now + settings.probe_every_s[0]
+
+
 def test_a_probe_occupies_the_link_long_enough_to_be_measured_and_not_longer() -> None:
     link = connected()
     least, most = LinkSettings().probe_bytes
