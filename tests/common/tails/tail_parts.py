@@ -37,8 +37,15 @@ class HostProcess:
     """One process; `restart` is a kill and a new start on the same port and folder."""
 
     def __init__(
-        self, folder: Path, tls: TlsConfig = INSECURE, role: str = "fog", models: Sequence[str] = MODELS, **tensors: Any
+        self,
+        folder: Path,
+        tls: TlsConfig = INSECURE,
+        role: str = "fog",
+        models: Sequence[str] = MODELS,
+        inside: Sequence[str] = (),
+        **tensors: Any,
     ) -> None:
+        """`inside`: words before the command, as to run it in another namespace."""
         settings = {
             "listen": "127.0.0.1:0",
             "threads": 1,
@@ -52,6 +59,7 @@ class HostProcess:
             tls=tls,
             tensors=TensorsConfig(enabled=True, models=tuple(models), **settings),
         )
+        self.inside = tuple(inside)
         self.port = 0
         self._start()
 
@@ -64,7 +72,7 @@ class HostProcess:
             config = TailHostConfig(**{**fields, "tensors": tensors})
         path = os.pathsep.join([str(HERE), os.environ.get("PYTHONPATH", ""), *sys.path])
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "fogline.common.tails.host", str(os.getpid())],
+            [*self.inside, sys.executable, "-m", "fogline.common.tails.host", str(os.getpid())],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
