@@ -26,11 +26,12 @@ from fogline.common.rpc.channel import connect
 from fogline.common.rpc.gen import tensors_pb2 as pb
 from fogline.common.rpc.gen import tensors_pb2_grpc
 from fogline.common.rpc.tensor_client import Answered, TensorClient
+from fogline.common.split.bandwidth import Bandwidth
 from fogline.common.split.cuts import cuts
 from fogline.common.split.link import LinkEstimator
-from fogline.common.split.options import Option, enumerate_options
+from fogline.common.split.options import Option, enumerate_options, pareto
 from fogline.common.split.planner import Planner, Ticket
-from fogline.common.split.policies.base import Choice, make
+from fogline.common.split.policies.base import Choice, Policy, Situation, make
 from fogline.common.split.profile import INPUT, load
 from fogline.common.split.segments import split
 from fogline.common.wire.session_client import ClientSession
@@ -89,6 +90,32 @@ class Device:
         return time.monotonic() - before
 
 
+class Oracle(Policy):
+    """Knows the trace, and of the hosts what their last answers told; takes what ends first."""
+
+    name = "oracle"
+    adaptive = False
+
+    def __init__(self, options: list[Option], link: Bandwidth, overhead: float) -> None:
+        super().__init__(pareto(options))
+        self._link, self._overhead = link, overhead
+        self.start = 0.0  # of the trace, on the clock of the situations
+
+    def choose(self, situation: Situation) -> Choice:
+        """No hysteresis, no deadline."""
+        now, load, rtt_s = situation.now - self.start, situation.load, situation.links[0].rtt_s
+
+        def end(one: Option) -> float:
+            at = now + one.hosts_s[0] * load.factors[0]
+            if not one.cuts:
+                return at
+            sent = self._link.finish(at, one.coded_bytes[0] * self._overhead)
+            return sent + rtt_s + one.hosts_s[1] * load.factors[1]
+
+        best = min(self.table.options, key=end)
+        return Choice(best, "the trace is known", end(best) - now)
+
+
 class Session:
     """One policy over one stretch of the link."""
 
@@ -97,10 +124,16 @@ class Session:
         link = LinkEstimator()
         for _ in range(TINY_PROBES):
             link.round_trip(device.probe(1))
-        self.planner = Planner(make(task["policy"], options, task.get("params") or {}), link)
+        params = task.get("params") or {}
+        self.oracle = None
+        if task["policy"] == "oracle":
+            trace = Bandwidth(params["times_s"], params["rates_bit_s"], last_s=params["last_s"])
+            self.oracle = Oracle(options, trace, params["overhead"])
+        self.planner = Planner(self.oracle or make(task["policy"], options, params), link)
         self.seconds, self.stop = float(task["seconds"]), threading.Event()
-        self.requests: list[tuple[float, float, str, bool, float | None]] = []
-        self.decisions: list[float] = []
+        self.requests: list[dict[str, Any]] = []
+        self.record: dict[str, Any] = {}  # of the request at hand
+        self.start = 0.0
         self.probed = 0
         self.heard = threading.Event()  # something of the link
         self.whole: tuple[torch.Tensor, float] | None = None  # what the device computes alone, and until when
@@ -112,14 +145,20 @@ class Session:
         if self.planner.policy.adaptive:
             self._probe(4096)
         prober.start()
-        start, index = time.monotonic(), 0
-        while time.monotonic() - start < self.seconds:
-            began = time.monotonic()
+        self.start, index = time.monotonic(), 0
+        if self.oracle is not None:
+            self.oracle.start = self.start
+        while time.monotonic() - self.start < self.seconds:
+            began, cpu = time.monotonic(), time.process_time()
+            self.record = {"begun_s": began - self.start}
             choice, fell_back = self._request(self.device.images[index % len(self.device.images)][None])
             took = time.monotonic() - began
-            self.requests.append((began - start, took, choice.option.name, fell_back, choice.expected_s))
+            self.record |= {"latency_s": took, "option": choice.option.name, "fell_back": fell_back}
+            self.record |= {"expected_s": choice.expected_s, "cpu_s": time.process_time() - cpu}
+            self.requests.append(self.record)
             index += 1
         self.stop.set()
+        self.heard.set()
         with self.lock:
             rtt = self.planner.link.estimate(time.monotonic()).rtt_s
             factors = self.planner.live.load.factors
@@ -128,7 +167,6 @@ class Session:
         prober.join(120)
         return {
             "requests": self.requests,
-            "decision_s": self.decisions,
             "probe_bytes": self.probed,
             "rtt_s": rtt,
             "factors": factors,
@@ -136,9 +174,12 @@ class Session:
 
     def _request(self, image: torch.Tensor) -> tuple[Choice, bool]:
         with self.lock:
-            before = time.perf_counter()
+            before, cpu = time.perf_counter(), time.thread_time()
             choice = self.planner.decide(time.monotonic())
-            self.decisions.append(time.perf_counter() - before)
+            self.record["decision_cpu_s"] = time.thread_time() - cpu
+            self.record["decision_s"] = time.perf_counter() - before
+            link = self.planner.link.estimate(time.monotonic())
+        self.record |= {"rate_bit_s": link.rate_bit_s, "backlog_bytes": link.backlog_bytes, "age_s": link.age_s}
         option, began = choice.option, time.monotonic()
         if not option.cuts:
             return choice, self._local(image, option)
@@ -185,9 +226,15 @@ class Session:
         """Encode and submit what crosses; the device has been at it since `began`."""
         option = choice.option
         cut, codec = option.cuts[0], option.codecs[0]
+        before = time.monotonic()
         coded = Chain.parse(codec).encoder().encode(crossing, training=False)
+        record, ready = self.record, time.monotonic()
+        record |= {"encode_s": ready - before, "ready_s": ready - self.start}
         if self.whole is None:
-            self._computed(time.monotonic() - began, option)
+            record["head_s"] = before - began
+            self._computed(ready - began, option)
+        else:
+            record["second_thought"] = option.name
         payload = memoryview(coded.payload).cast("B")
         header = TensorHeader(
             Role.ACTIVATION,
@@ -201,7 +248,8 @@ class Session:
             ticket = self.planner.sending(time.monotonic(), choice)
         future = self.device.client.submit(pb.Forward(cut=self.device.names.index(cut)), (header,), (payload,))
         self.open = [one for one in self.open if not one.done()] + [future]
-        future.add_done_callback(lambda done: self._answered(done, ticket, option))
+        record |= {"bytes": len(payload), "submit_s": time.monotonic() - ready}
+        future.add_done_callback(lambda done: self._answered(done, ticket, option, record))
         return future, ticket
 
     def _rest(self, cut: str, crossing: torch.Tensor, future: Future[Answered]) -> bool:
@@ -220,25 +268,28 @@ class Session:
         with self.lock:
             self.planner.live.computed(0, seconds, option.hosts_s[0])
 
-    def _answered(self, future: Future[Answered], ticket: Ticket, option: Option) -> None:
+    def _answered(self, future: Future[Answered], ticket: Ticket, option: Option, record: dict[str, Any]) -> None:
         if future.exception() is not None:
             return
         body, now = future.result().body, time.monotonic()
         compute, queued = body.compute_us / 1e6, body.queued_us / 1e6
+        record |= {"answered_s": now - self.start, "compute_s": compute, "queued_s": queued}
         with self.lock:
             self.planner.answered(now, ticket, compute + queued)
             self.planner.live.computed(1, compute, option.hosts_s[1])
             self.planner.live.waited(1, queued)
-        self.heard.set()
+        if self.whole is not None:
+            self.heard.set()
 
     def _probing(self) -> None:
-        while not self.stop.wait(0.03):
+        while not self.stop.is_set():
+            now = time.monotonic()
             with self.lock:
-                size = self.planner.probe_due(time.monotonic())
+                size, due = self.planner.probe_due(now), self.planner.probe_at(now)
             if size is not None:
                 self._probe(size)
-                self.heard.set()
-            if self.heard.is_set():
+                self._reconsider()
+            elif self.heard.wait(min(max(due - now, 0.005), 1.0)):
                 self.heard.clear()
                 self._reconsider()
 
