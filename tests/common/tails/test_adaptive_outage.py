@@ -1,6 +1,6 @@
-"""A cable that is pulled and put back between a model and its host: answers in time throughout, and the host again after.
+"""A cable that is pulled and put back between a model and its host: answers in time, and the host again after.
 
-Needs root and `ip`, for a network namespace of the host's own. Times are told by `pytest -rP`.
+Needs root and `ip`, for a network namespace of the host's own. `pytest --junitxml=FILE` writes the times.
 """
 
 from __future__ import annotations
@@ -140,7 +140,6 @@ def test_answers_in_time_and_the_host_again(
     }
     for name, value in told.items():
         record_property(name, value)
-        print(f"{seconds:g} s without a link: {name} {value:.4g}")
     assert took[-1][2] == "host"
     assert told["longest_s"] < DEADLINE_S + DEVICE_S
     assert {one[2] for one in away if one[0] > down + 1.0} == {"device"}
