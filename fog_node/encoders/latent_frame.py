@@ -22,10 +22,10 @@ from fogline.common.images.record import Layer, LayerKind
 from fogline.common.images.regions import Region, object_regions
 from fogline.common.images.sampling import Window
 from fogline.common.images.static_rans import StreamTooLongError
+from fogline.fog_node.encoders.block_matching import Quarters
 from fogline.fog_node.encoders.latent_quantise import quantise
 from fogline.fog_node.encoders.motion_search import (
     affine_motion,
-    fine,
     frame_field,
     median_vector,
     pyramid,
@@ -89,11 +89,11 @@ class Coded:
 
 @dataclass(frozen=True)
 class Reference:
-    """A reference picture as an encoder sees it, open: some 95 bytes a pixel."""
+    """A reference picture as an encoder sees it, open: some 110 bytes a pixel."""
 
     pixels: torch.Tensor  # uint8 (3, H, W)
     luma: list[torch.Tensor]  # a pyramid
-    fine: list[torch.Tensor]  # each of its planes at quarter pixels
+    fine: list[Quarters]  # each of its planes at quarter pixels
 
     @classmethod
     def open(cls, picture: ReferencePicture) -> Reference:
@@ -102,7 +102,7 @@ class Reference:
         def make() -> Reference:
             pixels = picture.pixels(_CPU)
             planes = pyramid(luma(pixels.to(torch.float32)))
-            return cls(pixels, planes, [fine(plane) for plane in planes])
+            return cls(pixels, planes, [Quarters.of(plane) for plane in planes])
 
         return picture.cache.decoded(("latent reference", picture.digest), make)
 

@@ -7,7 +7,7 @@ together: a candidate is one image-wide sampling of the reference.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +15,7 @@ import torch
 from torch.nn import functional
 
 from fogline.common.images.latent_motion import AFFINE_UNIT, MAX_VECTOR, Field, affine_field, blocks_of
+from fogline.fog_node.encoders.block_matching import Blocks, Quarters
 
 _LEVELS = 4
 _UNIT = 4.0  # a vector's units in a pixel
@@ -65,7 +66,7 @@ def affine_motion(current: Sequence[torch.Tensor], reference: Sequence[torch.Ten
 
 def frame_field(
     current: Sequence[torch.Tensor],
-    reference: Sequence[torch.Tensor],
+    reference: Sequence[Quarters],
     affine: tuple[int, ...],
     block: int,
     price: float,
@@ -73,24 +74,23 @@ def frame_field(
 ) -> Field:
     """Differences to the affine motion for each block of a frame.
 
-    `reference` is its pyramid at quarter pixels (`fine`). `price` is squared error for a bit. `before` may be the
-    vectors of a frame like this one, which are tried.
+    `reference` is its pyramid at quarter pixels. `price` is squared error for a bit. `before` may be the vectors of a
+    frame like this one, which are tried.
     """
     height, width = current[0].shape
-    base = torch.from_numpy(affine_field(affine, width, height, block)).float()
-    previous = None if before is None else torch.from_numpy(before).float() - base
-    search = _Search(current, reference, base, block, (0, 0))
-    offsets = torch.zeros_like(base)
+    field = affine_field(affine, width, height, block)
+    base = _flat(field)
+    search = _Search(current, reference, base, field.shape[:2], block, (0, 0))
+    previous = [] if before is None else [_flat(before) - base]
     for stage in _FRAME_STAGES:
-        extra = [torch.zeros_like(offsets), -base] if stage.level == 3 else []
-        extra += [previous] if previous is not None else []
-        offsets = search.improve(offsets, stage, price * stage.strictness, extra)
-    return _bounded(offsets, base)
+        extra = [torch.zeros_like(base), -base] if stage.level == 3 else []
+        search.improve(stage, price * stage.strictness, [*extra, *previous])
+    return search.found()
 
 
 def region_field(
     current: torch.Tensor,
-    reference: torch.Tensor,
+    reference: Quarters,
     origin: tuple[int, int],
     start: tuple[int, int],
     block: int,
@@ -98,148 +98,147 @@ def region_field(
 ) -> tuple[tuple[int, ...], Field]:
     """Motion of a region (h, w) of luma: its translation (as an affine motion), and each block's difference to it.
 
-    `reference` is the whole reference at quarter pixels (`fine`); `origin` is the region's place in the frame,
-    `start` a vector to begin with, in quarter pixels. `price` is squared error for a bit.
+    `reference` is the whole reference; `origin` is the region's place in the frame, `start` a vector to begin with, in
+    quarter pixels. `price` is squared error for a bit.
     """
     h, w = current.shape
-    shape = blocks_of(h, block), blocks_of(w, block), 2
-    search = _Search([current], [reference], torch.zeros(shape), block, origin)
+    shape = blocks_of(h, block), blocks_of(w, block)
+    blocks = Blocks(current, reference, shape, block, 0, origin)
     vector = torch.tensor(start, dtype=torch.float32)
     for stride, reach in ((16, 3), (4, 4), (2, 1), (1, 1)):
-        around = [vector + vector.new_tensor([x * stride, y * stride]) for y, x in _square(reach)]
-        errors = torch.stack([search.error(one.expand(shape), 0).sum() for one in around])
-        vector = around[int(errors.argmin())]
+        around = vector[:, None] + _around(reach, stride)
+        errors = blocks.errors(around[..., None].expand(2, around.shape[1], shape[0] * shape[1])).sum(-1)
+        vector = around[:, errors.argmin()]
     unit = AFFINE_UNIT / _UNIT
     affine = (int(vector[0] * unit), 0, 0, int(vector[1] * unit), 0, 0)
-    base = torch.from_numpy(affine_field(affine, w, h, block)).float()
-    search = _Search([current], [reference], base, block, origin)
-    offsets = torch.zeros(shape)
+    search = _Search([current], [reference], _flat(affine_field(affine, w, h, block)), shape, block, origin)
     for stride in (8, 4, 2, 1):
-        offsets = search.improve(offsets, _Stage(0, 1, stride, 1.0), price, [])
-    return affine, _bounded(offsets, base)
+        search.improve(_Stage(0, 1, stride, 1.0), price, [])
+    return affine, search.found()
 
 
 class _Search:
-    """Blocks of one frame or region on their way to their vectors."""
+    """Blocks of one frame or region on their way to their vectors: (2, n) x and y, row by row."""
 
     def __init__(
         self,
         current: Sequence[torch.Tensor],
-        reference: Sequence[torch.Tensor],
+        reference: Sequence[Quarters],
         base: torch.Tensor,
+        shape: tuple[int, int],
         block: int,
         origin: tuple[int, int],
     ) -> None:
-        rows, columns = base.shape[:2]
-        self._base = base
+        self._base, self._shape = base, shape
         self._levels = [
-            _Level(plane, whole, (rows, columns), block >> level, level, origin)
+            Blocks(plane, whole, shape, block >> level, level, origin)
             for level, (plane, whole) in enumerate(zip(current, reference, strict=True))
         ]
-        self._colour = (torch.arange(rows)[:, None] + torch.arange(columns)) % 2
+        black = torch.arange(shape[0])[:, None] + torch.arange(shape[1]) & 1
+        self._colours = [(black.flatten() == colour).nonzero()[:, 0] for colour in (0, 1)]
+        self._offsets = torch.zeros_like(base)  # what is searched for: differences to `base`
+        self._level = -1  # of the errors
+        self._errors = torch.empty(0)
 
-    def error(self, offsets: torch.Tensor, level: int) -> torch.Tensor:
-        """Squared error of every block (rows, columns), in full-size pixels."""
-        return self._levels[level].error(self._base + offsets)
+    def found(self) -> Field:
+        """The differences, such that no vector is longer than one may be."""
+        total = (self._base + self._offsets).clamp(-MAX_VECTOR, MAX_VECTOR)
+        most = MAX_VECTOR - 1  # so that a difference of two has at most 15 bits
+        out = (total - self._base).round().clamp(-most, most).to(torch.int32)
+        field: Field = np.ascontiguousarray(out.view(2, *self._shape).permute(1, 2, 0).numpy())
+        return field
 
-    def improve(self, offsets: torch.Tensor, stage: _Stage, price: float, extra: list[torch.Tensor]) -> torch.Tensor:
+    def improve(self, stage: _Stage, price: float, extra: list[torch.Tensor]) -> None:
         """Try the stage's offsets around each vector, then the neighbours' and the most frequent vectors."""
-        around = [offsets + offsets.new_tensor([x * stage.stride, y * stage.stride]) for y, x in _square(stage.reach)]
-        offsets = self._choose(offsets, [*around, *extra], stage.level, price, None)
-        for colour in (0, 1):  # neighbours' costs depend on each other: one colour of a chessboard at a time
-            near = _neighbours(offsets)
-            candidates = [*near.unbind(-1), *_frequent(offsets)]
-            offsets = self._choose(offsets, candidates, stage.level, price, self._colour == colour)
-        return offsets
+        blocks = self._levels[stage.level]
+        if self._level != stage.level:
+            self._errors = blocks.errors((self._base + self._offsets)[:, None])[0]
+            self._level = stage.level
+        candidates = self._offsets[:, None] + _around(stage.reach, stage.stride)[..., None]
+        if extra:
+            candidates = torch.cat([candidates, torch.stack(extra, dim=1)], dim=1)
+        near = self._neighbours()
+        errors = blocks.errors(self._base[:, None] + candidates)
+        self._choose(candidates, errors, errors + price * _bits(candidates, near), price, near, None)
+        for cells in self._colours:  # neighbours' costs depend on each other: one colour of a chessboard at a time
+            if cells.numel():
+                self._spread(blocks, price, cells)
+
+    def _spread(self, blocks: Blocks, price: float, cells: torch.Tensor) -> None:
+        """Try the neighbours' and the most frequent vectors at some blocks, each only where it is another vector."""
+        near = self._neighbours()[..., cells]
+        frequent = self._frequent()[..., None].expand(-1, -1, cells.numel())
+        candidates = torch.cat([near, frequent], dim=1)
+        own = self._offsets[:, None, cells]
+        keys = _keys(torch.cat([own, candidates], dim=1))
+        same = keys[:, None] == keys
+        known = torch.stack([same[k, :k].any(0) for k in range(1, len(keys))])
+        which, where = (~known).nonzero(as_tuple=True)
+        if not which.numel():
+            return
+        pairs = candidates[:, which, where]
+        found = blocks.pairs(self._base[:, cells[where]] + pairs, cells[where])
+        errors = torch.full(known.shape, torch.inf)
+        errors[which, where] = found
+        self._choose(candidates, errors, errors + price * _bits(candidates, near), price, near, cells)
 
     def _choose(
-        self, offsets: torch.Tensor, candidates: list[torch.Tensor], level: int, price: float, only: torch.Tensor | None
-    ) -> torch.Tensor:
-        near = _neighbours(offsets)
-        best = self.error(offsets, level) + price * _bits(offsets, near)
-        chosen = offsets
-        for candidate in candidates:
-            cost = self.error(candidate, level) + price * _bits(candidate, near)
-            better = cost < best - 1e-3
-            if only is not None:
-                better &= only
-            best = torch.where(better, cost, best)
-            chosen = torch.where(better[..., None], candidate, chosen)
-        return chosen
-
-
-class _Level:
-    """One level of the pyramid: the frame's blocks, and the reference at quarter pixels: to sample is to index."""
-
-    def __init__(
         self,
-        plane: torch.Tensor,
-        reference: torch.Tensor,
-        shape: tuple[int, int],
-        side: int,
-        level: int,
-        origin: tuple[int, int],
+        candidates: torch.Tensor,
+        errors: torch.Tensor,
+        costs: torch.Tensor,
+        price: float,
+        near: torch.Tensor,
+        cells: torch.Tensor | None,
     ) -> None:
-        (rows, columns), (h, w) = shape, plane.shape
-        grown = functional.pad(plane, (0, columns * side - w, 0, rows * side - h))
-        self._blocks = grown.view(rows, side, columns, side)
-        mask = functional.pad(torch.ones_like(plane), (0, columns * side - w, 0, rows * side - h))
-        self._mask = None if grown.shape == plane.shape else mask.view(rows, side, columns, side)
-        self._reference, self._width = reference.reshape(-1), reference.shape[1]
-        self._last = reference.shape[1] - 1, reference.shape[0] - 1
-        self._scale = 1 << level
-        self._x = 4 * (torch.arange(columns * side).view(columns, side) + origin[0] // self._scale)
-        self._y = 4 * (torch.arange(rows * side).view(rows, side) + origin[1] // self._scale)
+        """Take the cheapest of candidates (2, K, n) where it is cheaper than what is there."""
+        at = slice(None) if cells is None else cells
+        own, error = self._offsets[:, at], self._errors[at]
+        cost, index = costs.min(0)
+        better = cost < error + price * _bits(own[:, None], near)[0] - 1e-3
+        self._offsets[:, at] = torch.where(better, candidates.gather(1, index.expand(2, 1, -1))[:, 0], own)
+        self._errors[at] = torch.where(better, errors.gather(0, index[None])[0], error)
 
-    def error(self, vectors: torch.Tensor) -> torch.Tensor:
-        """Squared error of every block (rows, columns), in full-size pixels."""
-        at = torch.div(vectors, self._scale, rounding_mode="floor").to(torch.int64)
-        x = (at[:, :, None, 0] + self._x).clamp_(0, self._last[0])  # (rows, columns, side)
-        y = (at[:, None, :, 1] + self._y[:, :, None]).clamp_(0, self._last[1])  # (rows, side, columns)
-        index = (y * self._width)[..., None] + x[:, None]
-        error = (self._reference[index] - self._blocks).square_()
-        if self._mask is not None:
-            error *= self._mask
-        return error.sum(dim=(1, 3)) * self._scale**2
+    def _neighbours(self) -> torch.Tensor:
+        """Left, upper, right and lower vectors (2, 4, n)."""
+        padded = functional.pad(self._offsets.view(1, 2, *self._shape), (1, 1, 1, 1), mode="replicate")[0]
+        sides = padded[:, 1:-1, :-2], padded[:, :-2, 1:-1], padded[:, 1:-1, 2:], padded[:, 2:, 1:-1]
+        return torch.stack(sides, dim=1).flatten(2)
+
+    def _frequent(self) -> torch.Tensor:
+        """The three most frequent vectors (2, 3), or fewer."""
+        found, counts = torch.unique(_keys(self._offsets), return_counts=True)
+        keys = found[counts.topk(min(3, len(counts))).indices]
+        return torch.stack([keys >> 16, (keys & 0xFFFF) - (1 << 15)]).to(self._offsets)
 
 
-def fine(plane: torch.Tensor) -> torch.Tensor:
-    """A plane (H, W) sampled at every quarter pixel, bilinearly: (4 H - 3, 4 W - 3)."""
-    h, w = plane.shape
-    size = 4 * h - 3, 4 * w - 3
-    return functional.interpolate(plane[None, None], size=size, mode="bilinear", align_corners=True)[0, 0]
+def _flat(field: Field) -> torch.Tensor:
+    """Vectors (2, n) of a field, row by row."""
+    return torch.from_numpy(field.reshape(-1, 2).T.astype(np.float32))
+
+
+def _keys(vectors: torch.Tensor) -> torch.Tensor:
+    """One number for each vector (2, ...), in their order."""
+    return vectors[0].to(torch.int64) * (1 << 16) + vectors[1].to(torch.int64) + (1 << 15)
 
 
 def _bits(offsets: torch.Tensor, near: torch.Tensor) -> torch.Tensor:
-    """About what vectors cost, given the four around each: little where they equal one of them."""
-    middle = (near.sum(-1) - near.amax(-1) - near.amin(-1)) / 2
-    new = (2 * torch.log2(1 + (offsets - middle).abs()) + _NEW_BITS).sum(-1)
-    merged = _MERGE_BITS + 2.5 * torch.log2(1 + (offsets[..., None] - near).abs().sum(-2).amin(-1))
-    return torch.minimum(new, merged)
+    """About what vectors (2, K, n) cost, given the four (2, 4, n) around each: little where they equal one of them."""
+    middle = (near.sum(1) - near.amax(1) - near.amin(1)) / 2
+    new = (offsets - middle[:, None]).abs_().add_(1).log2_().sum(0).mul_(2).add_(2 * _NEW_BITS)
+    least: torch.Tensor | None = None
+    for one in near.unbind(1):
+        distance = (offsets - one[:, None]).abs_().sum(0)
+        least = distance if least is None else torch.minimum(least, distance)
+    assert least is not None
+    return torch.minimum(new, least.add_(1).log2_().mul_(2.5).add_(_MERGE_BITS))
 
 
-def _neighbours(offsets: torch.Tensor) -> torch.Tensor:
-    """Left, upper, right and lower vectors (rows, columns, 2, 4)."""
-    padded = functional.pad(offsets.permute(2, 0, 1)[None], (1, 1, 1, 1), mode="replicate")[0].permute(1, 2, 0)
-    return torch.stack([padded[1:-1, :-2], padded[:-2, 1:-1], padded[1:-1, 2:], padded[2:, 1:-1]], dim=-1)
-
-
-def _frequent(offsets: torch.Tensor) -> Iterator[torch.Tensor]:
-    """The three most frequent vectors, everywhere."""
-    found, counts = torch.unique(offsets.reshape(-1, 2), dim=0, return_counts=True)
-    for index in counts.topk(min(3, len(counts))).indices:
-        yield found[index].expand_as(offsets)
-
-
-def _square(reach: int) -> Iterator[tuple[int, int]]:
-    return ((y, x) for y in range(-reach, reach + 1) for x in range(-reach, reach + 1))
-
-
-def _bounded(offsets: torch.Tensor, base: torch.Tensor) -> Field:
-    total = (base + offsets).clamp(-MAX_VECTOR, MAX_VECTOR)
-    most = MAX_VECTOR - 1  # so that a difference of two has at most 15 bits
-    out: Field = (total - base).round().clamp(-most, most).to(torch.int32).numpy()
-    return out
+def _around(reach: int, stride: int) -> torch.Tensor:
+    """Vectors (2, K) of `stride` times -reach to reach, row by row; zero is one of them."""
+    line = torch.arange(-reach, reach + 1, dtype=torch.float32) * stride
+    y, x = torch.meshgrid(line, line, indexing="ij")
+    return torch.stack([x.flatten(), y.flatten()])
 
 
 def _sample(plane: torch.Tensor, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:

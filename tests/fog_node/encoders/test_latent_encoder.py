@@ -18,7 +18,8 @@ from fogline.common.images.record import ImageRecord
 from fogline.fog_node.encoders import build_encoder
 from fogline.fog_node.encoders.latent import LatentEncoder
 from fogline.fog_node.encoders.latent_params import LatentParams, latent_params
-from fogline.fog_node.encoders.motion_search import affine_motion, fine, frame_field, pyramid
+from fogline.fog_node.encoders.block_matching import Quarters
+from fogline.fog_node.encoders.motion_search import affine_motion, frame_field, pyramid
 
 
 def scene(width: int = 400, height: int = 300, seed: int = 0) -> np.ndarray:
@@ -263,7 +264,7 @@ def test_an_object_that_moves_by_itself_gets_vectors_of_its_own() -> None:
     current, reference = planes((0, 0))
     moved = reference[0].clone()
     moved[32:64, 48:96] = reference[0][32:64, 36:84]  # twelve pixels to the right
-    field = frame_field(pyramid(moved), [fine(p) for p in reference], (0,) * 6, 16, 50.0, None)
+    field = frame_field(pyramid(moved), [Quarters.of(p) for p in reference], (0,) * 6, 16, 50.0, None)
     assert (field[2:4, 3:6] == [-48, 0]).all()
     assert (field[4:] == 0).all()
     assert current[0].shape == moved.shape
