@@ -46,7 +46,9 @@ class BlobStore:
                 folder.mkdir(parents=True, exist_ok=True)
             sync_folder(root)
         except OSError as error:
-            raise ConfigError(f"store {root} can't be opened: {error.strerror}; check path and owner") from error
+            raise ConfigError(
+                f"store {root} can't be opened: {error.strerror}; check path and owner", number=210
+            ) from error
         self._clear_temps()
         self._blob_bytes = sum(_size(self.path(digest)) for digest in self.digests())
         # What each arriving blob will take in the end, so that two can't be promised the same room.
@@ -206,13 +208,16 @@ class BlobStore:
         if self._blob_bytes + promised + size > self._capacity:
             raise CapacityError(
                 f"store {self._root}: {size} bytes don't fit: {self._blob_bytes} held and {promised} arriving of a "
-                f"quota of {self._capacity}; raise the quota or delete something"
+                f"quota of {self._capacity}; raise the quota or delete something",
+                number=602,
             )
 
     def _full_or_bug(self, error: OSError, size: int) -> CapacityError | InternalError:
         if error.errno in FULL:
             return CapacityError(
-                f"store {self._root}: {size} bytes don't fit: the disk refused them ({error.strerror}); make room on it"
+                f"store {self._root}: {size} bytes don't fit: the disk refused them ({error.strerror}); "
+                "make room on it",
+                number=601,
             )
         return InternalError(f"store {self._root} can't be written: {error}; check the disk and the folder's owner")
 

@@ -42,16 +42,22 @@ def check_boxes(boxes: Iterable[Box], width: int, height: int, *, where: str) ->
         if index >= MAX_BOXES:
             raise InputError(f"{where}: more than {MAX_BOXES} boxes; split the image or drop boxes")
         if not all(math.isfinite(v) for v in (box.x, box.y, box.w, box.h)):
-            raise InputError(f"{where}: box {index} {box} has a value that is not a finite number; fix the annotation")
+            raise InputError(
+                f"{where}: box {index} {box} has a value that is not a finite number; fix the annotation", number=305
+            )
         if box.w <= 0 or box.h <= 0:
-            raise InputError(f"{where}: box {index} {box} has no area; width and height must be above 0")
+            raise InputError(f"{where}: box {index} {box} has no area; width and height must be above 0", number=305)
         if len(box.label.encode()) > MAX_LABEL_BYTES:
             raise InputError(f"{where}: box {index}: label {box.label[:40]!r}… exceeds {MAX_LABEL_BYTES} bytes")
         if box.x < -1 or box.y < -1 or box.x + box.w > width + 1 or box.y + box.h > height + 1:
-            raise InputError(f"{where}: box {index} {box} lies outside the {width}x{height} frame; fix or clip it")
+            raise InputError(
+                f"{where}: box {index} {box} lies outside the {width}x{height} frame; fix or clip it", number=305
+            )
         x0, y0 = max(0.0, box.x), max(0.0, box.y)
         x1, y1 = min(float(width), box.x + box.w), min(float(height), box.y + box.h)
         if x1 - x0 <= 0 or y1 - y0 <= 0:
-            raise InputError(f"{where}: box {index} {box} lies outside the {width}x{height} frame; fix or clip it")
+            raise InputError(
+                f"{where}: box {index} {box} lies outside the {width}x{height} frame; fix or clip it", number=305
+            )
         checked.append(Box(x0, y0, x1 - x0, y1 - y0, box.label))
     return tuple(checked)

@@ -67,7 +67,8 @@ class TlsConfig(Config, frozen=True):
         if self.ca is None or self.cert is None or self.key is None:
             raise ConfigError(
                 "tls: no certificates given; set tls.ca, tls.cert and tls.key (make them with `fogline ca init` and "
-                "`fogline ca enrol`), or tls.insecure=true for a trial on loopback"
+                "`fogline ca enrol`), or tls.insecure=true for a trial on loopback",
+                number=205,
             )
         return self.ca, self.cert, self.key
 
@@ -116,7 +117,7 @@ def load(cls: type[C], path: Path | None, env: Mapping[str, str], overrides: Map
     try:
         return msgspec.convert(values, cls, strict=False, dec_hook=from_text)
     except msgspec.ValidationError as error:
-        raise ConfigError(_explain(cls, str(error), values, source, origins)) from error
+        raise ConfigError(_explain(cls, str(error), values, source, origins), number=204) from error
 
 
 def from_command_line(cls: type[C], prog: str, argv: Sequence[str] | None = None) -> C:
@@ -248,13 +249,17 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         values = yaml.load(path.read_bytes(), Loader=_StrictLoader)  # noqa: S506 - a SafeLoader
     except OSError as error:
-        raise ConfigError(f"configuration {path} can't be read: {error.strerror}; check --config") from error
+        raise ConfigError(
+            f"configuration {path} can't be read: {error.strerror}; check --config", number=201
+        ) from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"configuration {path} is not valid YAML: {error}") from error
+        raise ConfigError(f"configuration {path} is not valid YAML: {error}", number=202) from error
     if values is None:
         return {}
     if not isinstance(values, dict):
-        raise ConfigError(f"configuration {path} is a {type(values).__name__}; it must be `key: value` lines")
+        raise ConfigError(
+            f"configuration {path} is a {type(values).__name__}; it must be `key: value` lines", number=202
+        )
     return values
 
 
@@ -262,7 +267,9 @@ def _check_keys(cls: type[Config], values: Mapping[Any, Any], at: tuple[str, ...
     fields = {field.name: field for field in _fields(cls)}
     for key, value in values.items():
         if key not in fields:
-            raise ConfigError(f"{source}: unknown key `{'.'.join((*at, str(key)))}`; {_nearest(str(key), fields, at)}")
+            raise ConfigError(
+                f"{source}: unknown key `{'.'.join((*at, str(key)))}`; {_nearest(str(key), fields, at)}", number=203
+            )
         section = _section(fields[key].type)
         if section is not None and isinstance(value, dict):
             _check_keys(section, value, (*at, key), source)
@@ -286,7 +293,7 @@ def _override(cls: type[Config], values: dict[str, Any], keys: tuple[str, ...], 
         fields = {field.name: field for field in _fields(section)} if section is not None else {}
         if key not in fields:
             dotted = ".".join(keys[: depth + 1])
-            raise ConfigError(f"{source}: unknown key `{dotted}`; {_nearest(key, fields, keys[:depth])}")
+            raise ConfigError(f"{source}: unknown key `{dotted}`; {_nearest(key, fields, keys[:depth])}", number=203)
         field = fields[key]
         section = _section(field.type)
         if depth < len(keys) - 1:

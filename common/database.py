@@ -45,7 +45,9 @@ class Database:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._db = sqlite3.connect(path, check_same_thread=False, isolation_level=None, timeout=30)
         except (OSError, sqlite3.Error) as error:
-            raise ConfigError(f"database {path} can't be opened: {error}; check data_dir and its owner") from error
+            raise ConfigError(
+                f"database {path} can't be opened: {error}; check data_dir and its owner", number=210
+            ) from error
         try:
             self._prepare(schema, version, synchronous, upgrades or {})
         except BaseException:
@@ -98,7 +100,9 @@ class Database:
         except sqlite3.OperationalError as error:
             if "full" in str(error):
                 raise self.explain(error) from error
-            raise ConfigError(f"database {self.path} can't be opened: {error}; check data_dir and its owner") from error
+            raise ConfigError(
+                f"database {self.path} can't be opened: {error}; check data_dir and its owner", number=210
+            ) from error
         except sqlite3.DatabaseError as error:
             raise FormatError(f"database {self.path} is damaged: {error}; move it away to begin anew") from error
         if found not in (0, version):

@@ -13,15 +13,23 @@
 
 Every message names the thing, the value and the way out. `exit_code` is what a command ends with (docs/exit-codes.md);
 the gRPC status of each class is mapped once, in `common/rpc/status.py`.
+Causes that people meet have a number and a page.
 """
 
 from __future__ import annotations
 
 
 class FoglineError(Exception):
-    """Root of every error that Fogline raises on purpose."""
+    """Root of every error that Fogline raises on purpose.
+
+    `number`: of the page that explains this cause (docs/errors), its class's exit code first; the message ends with it,
+    so it is in logs and crosses the wire. 0: the message says all.
+    """
 
     exit_code = 1
+
+    def __init__(self, message: str = "", *, number: int = 0) -> None:
+        super().__init__(f"{message} [FL{number}]" if number else message)
 
 
 class ConfigError(FoglineError):

@@ -26,7 +26,9 @@ def replace_file(path: Path, data: bytes) -> None:
     except OSError as error:
         temp.unlink(missing_ok=True)
         if error.errno in FULL:
-            raise CapacityError(f"{path} can't be written: {error.strerror}; make room on the disk") from error
+            raise CapacityError(
+                f"{path} can't be written: {error.strerror}; make room on the disk", number=601
+            ) from error
         raise InternalError(f"{path} can't be written: {error}; check the disk and the folder's owner") from error
 
 
@@ -48,13 +50,16 @@ class DirectoryLock:
             directory.mkdir(parents=True, exist_ok=True)
             self._file = (directory / "lock").open("w")
         except OSError as error:
-            raise ConfigError(f"data_dir {directory} can't be used ({error.strerror}); choose another") from error
+            raise ConfigError(
+                f"data_dir {directory} can't be used ({error.strerror}); choose another", number=210
+            ) from error
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             self._file.close()
             raise ConfigError(
-                f"data_dir {directory} is in use by another {who}; stop it, or give this one its own data_dir"
+                f"data_dir {directory} is in use by another {who}; stop it, or give this one its own data_dir",
+                number=209,
             ) from None
 
     def close(self) -> None:

@@ -34,7 +34,8 @@ class MetricsServer:
         except OSError as error:
             raise ConfigError(
                 f"metrics address {config.host}:{config.port} can't be used: {error.strerror or error}; choose another "
-                "metrics.port, 0 for any free one or -1 for none"
+                "metrics.port, 0 for any free one or -1 for none",
+                number=208,
             ) from error
         self.port = self._http.server_address[1]
         self._thread = threading.Thread(target=self._http.serve_forever, name="metrics", daemon=True)

@@ -264,10 +264,12 @@ def own_identity(cert: Path, role: Role) -> Identity:
         found = identity(cert.read_bytes(), cert)
     except OSError as error:
         raise ConfigError(
-            f"tls.cert {cert} can't be read: {error.strerror}; make it with `fogline ca enrol`"
+            f"tls.cert {cert} can't be read: {error.strerror}; make it with `fogline ca enrol`", number=206
         ) from error
     if found.role != role:
-        raise IdentityError(f"{cert} is a certificate of the {found.role} {found.name}; enrol with --role {role}")
+        raise IdentityError(
+            f"{cert} is a certificate of the {found.role} {found.name}; enrol with --role {role}", number=704
+        )
     return found
 
 
@@ -290,7 +292,8 @@ def check(
     if issuer is None:
         raise IdentityError(
             f"{origin} (issued by {info.issuer}) is not of the authority {issuers[0].subject.rfc4514_string()} in use; "
-            "enrol it again with that authority, or use the ca.pem it came with"
+            "enrol it again with that authority, or use the ca.pem it came with",
+            number=702,
         )
     moment = now or datetime.now(timezone.utc)
     for what, start, end in (
@@ -300,15 +303,19 @@ def check(
         if moment >= end:
             raise IdentityError(
                 f"{what} expired on {end:%Y-%m-%d %H:%M} UTC, and this host's clock says {moment:%Y-%m-%d %H:%M}; set"
-                " the clock if that is wrong, else enrol again with `fogline ca enrol`"
+                " the clock if that is wrong, else enrol again with `fogline ca enrol`",
+                number=701,
             )
         if moment < start:
             raise IdentityError(
                 f"{what} is valid only from {start:%Y-%m-%d %H:%M} UTC and it is {moment:%Y-%m-%d %H:%M}; set this "
-                "host's clock"
+                "host's clock",
+                number=701,
             )
     if key_pem is not None and load_key(key_pem, "key").public_key() != certificate.public_key():
-        raise IdentityError(f"the private key does not belong to {origin}; use the pair that `fogline ca enrol` wrote")
+        raise IdentityError(
+            f"the private key does not belong to {origin}; use the pair that `fogline ca enrol` wrote", number=703
+        )
     return identity(cert_pem, origin)
 
 

@@ -40,6 +40,7 @@ def parts() -> dict[str, str]:
     ):
         made[f"metrics {title}"] = _table(kind(), seen)
     made["tensor codecs"] = _codecs()
+    made["errors"] = _errors()
     return made
 
 
@@ -52,6 +53,14 @@ def _codecs() -> str:
         safe = "within a point" if stage.training_safe else "costs accuracy"
         cells = (f"`{name}`", str(stage.number), stage.summary, stage.ratio, stage.error, safe, stage.adjoint)
         rows.append(f"| {' | '.join(cells)} |")
+    return "\n".join(rows)
+
+
+def _errors() -> str:
+    rows = ["| number | cause |", "|---|---|"]
+    for page in sorted((DOCS / "errors").glob("FL*.md")):
+        title = page.read_text(encoding="utf-8").partition("\n")[0].partition(": ")[2]
+        rows.append(f"| [{page.stem}](errors/{page.name}) | {title} |")
     return "\n".join(rows)
 
 

@@ -71,7 +71,8 @@ def identity(config: EdgeConfig) -> Peer:
     found = pki.own_identity(cert, "edge")
     if found.name != config.name:
         raise IdentityError(
-            f"{cert} is a certificate of {found.name!r}, and this agent is {config.name!r}; set name, or enrol it"
+            f"{cert} is a certificate of {found.name!r}, and this agent is {config.name!r}; set name, or enrol it",
+            number=703,
         )
     return Peer(found.name, found.role)
 

@@ -24,6 +24,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "ca": ("fogline.commands.ca", "make the authority and the devices' certificates"),
     "join": ("fogline.commands.join", "enrol this device with a token of `fogline ca token`"),
     "status": ("fogline.status", "show the fleet, live, with every device's rates"),
+    "help": ("fogline.commands.help", "explain an error by its number, such as FL203"),
     "doctor": ("fogline.doctor", "check this host and say what to do"),
 }
 

@@ -43,14 +43,15 @@ def pinned(address: Address, sha256: bytes, timeout_s: float = DEADLINE_S) -> by
     except OSError as error:
         reason = "no answer" if isinstance(error, TimeoutError) else error.strerror or error
         raise UnavailableError(
-            f"certificate service {address}: {reason}; is `fogline ca serve` running there?"
+            f"certificate service {address}: {reason}; is `fogline ca serve` running there?", number=802
         ) from error
     for der in chain:
         if hashlib.sha256(der).digest() == sha256:
             return ssl.DER_cert_to_PEM_cert(der).encode()
     raise IdentityError(
         f"{address} does not show the authority {sha256.hex()[:16]}… of the token: something else answers, or "
-        "the token is of another deployment. It was told nothing; ask for a new token"
+        "the token is of another deployment. It was told nothing; ask for a new token",
+        number=713,
     )
 
 

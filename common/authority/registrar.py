@@ -111,17 +111,21 @@ class Registrar:
         with self._db.transaction() as db:
             found = register.find_token(db, token.digest(secret))
             if found is None:
-                raise IdentityError("this authority knows no such token; ask for a new one (`fogline ca token`)")
+                raise IdentityError(
+                    "this authority knows no such token; ask for a new one (`fogline ca token`)", number=710
+                )
             if _seconds(now) >= found.expires_at:
                 ended = datetime.fromtimestamp(found.expires_at, timezone.utc)
                 raise IdentityError(
-                    f"the token ended on {ended:%Y-%m-%d %H:%M} UTC; ask for a new one (`fogline ca token`)"
+                    f"the token ended on {ended:%Y-%m-%d %H:%M} UTC; ask for a new one (`fogline ca token`)", number=710
                 )
             if not fnmatch.fnmatchcase(wanted.name, found.names):
-                raise IdentityError(f"the token is for {found.names!r} and not for {wanted.name!r}; use --name")
+                raise IdentityError(
+                    f"the token is for {found.names!r} and not for {wanted.name!r}; use --name", number=710
+                )
             again = register.used_before(db, found, wanted.name, key)
             if not again and register.uses(db, found) >= found.uses:
-                raise IdentityError("the token was used by another device already; ask for a new one")
+                raise IdentityError("the token was used by another device already; ask for a new one", number=710)
             who = Identity(wanted.name, found.role, found.tenant)
             self._check_name(db, who, key, exact=not _is_pattern(found.names))
             self._check_hosts(db, who, wanted.hosts, found.hosts)
@@ -160,7 +164,9 @@ class Registrar:
             if known != who:
                 raise IdentityError(f"{who.name} is enrolled as {_text(known)} and its certificate says {_text(who)}")
             if register.key_revoked(db, _digest(certificate.public_key())):
-                raise IdentityError(f"the certificate of {who.name} was revoked; join again with a new token and key")
+                raise IdentityError(
+                    f"the certificate of {who.name} was revoked; join again with a new token and key", number=712
+                )
             hosts = tuple(host for host in info.hosts if host != who.name)
             return self._issue(db, who, hosts, wanted.key, now)
 
@@ -219,7 +225,7 @@ class Registrar:
 
     def _check_name(self, db: sqlite3.Connection, who: Identity, key: bytes, *, exact: bool) -> None:
         if register.key_revoked(db, key):
-            raise IdentityError(f"the key of {who.name} was revoked; delete {who.name}.key and join again")
+            raise IdentityError(f"the key of {who.name} was revoked; delete {who.name}.key and join again", number=712)
         known = register.find_device(db, who.name)
         if known is None:
             return
@@ -228,7 +234,8 @@ class Registrar:
         if not exact and not register.has_key(db, who.name, key):
             raise IdentityError(
                 f"{who.name} is the name of another device; choose another with --name, or, where this one replaces "
-                f"it, ask for a token of just that name (`fogline ca token --name {who.name}`)"
+                f"it, ask for a token of just that name (`fogline ca token --name {who.name}`)",
+                number=711,
             )
 
     def _check_hosts(

@@ -54,9 +54,11 @@ def jpeg_size(path: Path) -> tuple[int, int]:
     except OSError as error:
         raise InputError(f"{path}: can't be read ({error.strerror}); check the path and its permissions") from error
     if not data:
-        raise InputError(f"{path}: the file is empty; capture or copy it again")
+        raise InputError(f"{path}: the file is empty; capture or copy it again", number=304)
     if data[:2] != b"\xff\xd8":
-        raise InputError(f"{path}: not a JPEG (it starts with {data[:4].hex(' ')}); convert it or remove it")
+        raise InputError(
+            f"{path}: not a JPEG (it starts with {data[:4].hex(' ')}); convert it or remove it", number=304
+        )
     at = 2
     while at + 9 <= len(data) and data[at] == 0xFF:
         marker = data[at + 1]
@@ -69,4 +71,6 @@ def jpeg_size(path: Path) -> tuple[int, int]:
                 return width, height
             break
         at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
-    raise InputError(f"{path}: a truncated or damaged JPEG (no size in its header); capture or copy it again")
+    raise InputError(
+        f"{path}: a truncated or damaged JPEG (no size in its header); capture or copy it again", number=304
+    )

@@ -20,7 +20,7 @@ def load_sequence(path: Path) -> AnnotatedSequence:
     Raises InputError when the folder is of no known layout, its lines don't match its frames, or no frame is usable.
     """
     if not path.is_dir():
-        raise InputError(f"{path}: no such folder; name an annotated sequence")
+        raise InputError(f"{path}: no such folder; name an annotated sequence", number=301)
     if is_otb(path):
         sequence = load_otb(path)
     elif (coco := coco_files(path)) is not None:  # before VOC: both may have images/ and annotations/
@@ -32,10 +32,12 @@ def load_sequence(path: Path) -> AnnotatedSequence:
     else:
         raise InputError(
             f"{path}: not an annotated sequence; wanted {IMAGES}/*.jpg with {BOXES} (OTB), images with one JSON file "
-            "(COCO), images/ with annotations/*.xml (VOC), or images/ with labels/*.txt (YOLO)"
+            "(COCO), images/ with annotations/*.xml (VOC), or images/ with labels/*.txt (YOLO)",
+            number=301,
         )
     if not sequence.frames:
         raise InputError(
-            f"{path}: none of its {len(sequence.refused)} frames is usable; the first: {sequence.refused[0]}"
+            f"{path}: none of its {len(sequence.refused)} frames is usable; the first: {sequence.refused[0]}",
+            number=302,
         )
     return sequence

@@ -34,7 +34,8 @@ def load_otb(folder: Path) -> AnnotatedSequence:
         what = "is missing" if len(lines) < len(images) else "is extra"
         raise InputError(
             f"{file}: {len(lines)} lines for {len(images)} frames in {folder / IMAGES}: an annotation line {what}; "
-            "write one line for each frame (an empty line for a frame without a box)"
+            "write one line for each frame (an empty line for a frame without a box)",
+            number=303,
         )
     frames, refused = [], []
     for index, (path, line) in enumerate(zip(images, lines, strict=True)):

@@ -30,7 +30,8 @@ def load_model(name: str, arguments: str, allowed: Collection[str]) -> nn.Module
     """
     if name not in allowed:
         raise IdentityError(
-            f"model {name[:_MAX_NAME]!r} is not allowed on this host; its operator can add it to the list of models"
+            f"model {name[:_MAX_NAME]!r} is not allowed on this host; its operator can add it to the list of models",
+            number=708,
         )
     if not _NAME.fullmatch(name):
         raise ConfigError(f"model {name[:_MAX_NAME]!r}: not of the form package.module:function; correct the list")

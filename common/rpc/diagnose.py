@@ -24,12 +24,23 @@ def diagnose(address: Address, own: Material | None, timeout_s: float) -> Foglin
         found = _encrypted(_dial(address, timeout_s), address, own) or _encrypted(
             _dial(address, timeout_s), address, own
         )
+    except socket.gaierror as error:
+        return UnavailableError(
+            f"{address}: the name can't be resolved ({error.strerror}); check it, and this host's DNS", number=803
+        )
+    except TimeoutError:
+        return UnavailableError(
+            f"{address}: no answer; is the host on, does a firewall drop this port, do full-sized packets get through?",
+            number=804,
+        )
     except OSError as error:
-        reason = "no answer" if isinstance(error, TimeoutError) else error.strerror or error
-        return UnavailableError(f"{address}: {reason}; is it running, and is the address right?")
+        return UnavailableError(
+            f"{address}: {error.strerror or error}; is it running, and is the address right?", number=801
+        )
     return found or IdentityError(
         f"{address} hangs up when it sees our certificate {own.cert_path}: it trusts another authority, or takes the "
-        "certificate for expired; compare tls.ca and the clocks of both ends, or enrol again"
+        "certificate for expired; compare tls.ca and the clocks of both ends, or enrol again",
+        number=705,
     )
 
 
@@ -46,7 +57,7 @@ def _encrypted(sock: socket.socket, address: Address, own: Material) -> FoglineE
         with sock, context.wrap_socket(sock, server_hostname=address.host) as wrapped:
             return UnavailableError(f"{address}: it was starting, or too busy to answer") if _speaks(wrapped) else None
     except ssl.SSLCertVerificationError as error:
-        return IdentityError(f"{address}: we refuse its certificate: {_verdict(error, address)}")
+        return IdentityError(f"{address}: we refuse its certificate: {_verdict(error, address)}", number=706)
     except ssl.SSLError as error:
         return _alert(error, address)
 
@@ -77,13 +88,17 @@ def _alert(error: ssl.SSLError, address: Address) -> FoglineError:
     reason = (error.reason or str(error)).upper()
     words = reason.lower().replace("_", " ")
     if any(sign in reason for sign in ("WRONG_VERSION", "HTTP_REQUEST", "PACKET_LENGTH", "RECORD_LAYER")):
-        return IdentityError(f"{address} does not speak TLS; is it set to tls.insecure? Both ends must agree")
+        return IdentityError(
+            f"{address} does not speak TLS; is it set to tls.insecure? Both ends must agree", number=707
+        )
     if "EXPIRED" in reason:
-        return IdentityError(f"{address} refuses our certificate as expired; enrol again, and check that host's clock")
+        return IdentityError(
+            f"{address} refuses our certificate as expired; enrol again, and check that host's clock", number=701
+        )
     if "UNKNOWN_CA" in reason:
-        return IdentityError(f"{address} trusts another authority than ours; compare tls.ca on both ends")
+        return IdentityError(f"{address} trusts another authority than ours; compare tls.ca on both ends", number=702)
     if any(sign in reason for sign in ("CERT", "ACCESS_DENIED", "DECRYPT")):
-        return IdentityError(f"{address} refuses our certificate ({words}); enrol again with its authority")
+        return IdentityError(f"{address} refuses our certificate ({words}); enrol again with its authority", number=705)
     return UnavailableError(f"{address}: the TLS handshake failed ({words})")
 
 
@@ -101,4 +116,6 @@ def _plain(sock: socket.socket, address: Address) -> FoglineError:
             return UnavailableError(f"{address}: it does not answer as a gRPC server")
     except OSError as error:
         return UnavailableError(f"{address}: {error.strerror or error}")
-    return IdentityError(f"{address} speaks TLS and we are set to tls.insecure; set tls.ca, tls.cert and tls.key")
+    return IdentityError(
+        f"{address} speaks TLS and we are set to tls.insecure; set tls.ca, tls.cert and tls.key", number=707
+    )

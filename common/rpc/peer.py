@@ -49,7 +49,7 @@ def require(context: Any, *roles: str) -> Peer:
     """`peer`, or IdentityError unless it has one of `roles`."""
     who = peer(context)
     if who.role not in roles:
-        raise IdentityError(f"{who.name} has role {who.role!r}, and this call is for {' or '.join(roles)}")
+        raise IdentityError(f"{who.name} has role {who.role!r}, and this call is for {' or '.join(roles)}", number=704)
     return who
 
 

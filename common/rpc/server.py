@@ -104,7 +104,7 @@ async def aio_server(
         await server.start()
     except RuntimeError as error:
         await server.stop(None)
-        raise ConfigError(await asyncio.to_thread(_why_not, address)) from error
+        raise ConfigError(await asyncio.to_thread(_why_not, address), number=208) from error
     return result, port
 
 

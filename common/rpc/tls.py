@@ -51,7 +51,8 @@ def load(tls: TlsConfig, address: Address) -> Material | None:
         if not address.is_loopback:
             raise ConfigError(
                 f"tls.insecure with address {address}: unencrypted traffic is allowed on loopback only; "
-                "use 127.0.0.1, or certificates from `fogline ca enrol`"
+                "use 127.0.0.1, or certificates from `fogline ca enrol`",
+                number=207,
             )
         log.warning("insecure: traffic with %s is neither encrypted nor authenticated", address)
         return None
@@ -76,7 +77,9 @@ def anonymous_server(first: Material, current: Callable[[], Material]) -> grpc.S
 def _read(field: str, path: Path) -> bytes:
     try:
         if path.stat().st_size > MAX_PEM:
-            raise ConfigError(f"tls.{field} {path}: {path.stat().st_size} bytes is no certificate or key")
+            raise ConfigError(f"tls.{field} {path}: {path.stat().st_size} bytes is no certificate or key", number=206)
         return path.read_bytes()
     except OSError as error:
-        raise ConfigError(f"tls.{field} {path}: {error.strerror}; give the files of `fogline ca enrol`") from error
+        raise ConfigError(
+            f"tls.{field} {path}: {error.strerror}; give the files of `fogline ca enrol`", number=206
+        ) from error

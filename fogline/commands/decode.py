@@ -34,7 +34,7 @@ def run(arguments: argparse.Namespace) -> int:
     try:
         from fogline.common.images.decode import BatchDecoder
     except ImportError as error:
-        raise ConfigError(f"decoding needs torch ({error}); pip install 'fogline[torch]'") from error
+        raise ConfigError(f"decoding needs torch ({error}); pip install 'fogline[torch]'", number=211) from error
     out: Path = arguments.output
     try:
         out.mkdir(parents=True, exist_ok=True)
