@@ -76,7 +76,7 @@ class Blocks:
             partial = found.nonzero()[:, 0]
             masks = self._masks[partial if cells is None else cells[partial]]
         out = []
-        for some in starts.split(max(1, _CHUNK // blocks.numel())):
+        for some in torch.split(starts, max(1, _CHUNK // blocks.numel())):
             difference = self._windows[some].sub_(blocks)
             if partial is not None:
                 difference[:, partial] *= masks
@@ -86,7 +86,7 @@ class Blocks:
     def pairs(self, vectors: torch.Tensor, cells: torch.Tensor) -> torch.Tensor:
         """Squared errors (n,) of blocks `cells` (n,), each at its own of vectors (2, n)."""
         size = max(1, _CHUNK // self._side**2)
-        parts = zip(vectors.split(size, dim=1), cells.split(size), strict=True)
+        parts = zip(torch.split(vectors, size, dim=1), torch.split(cells, size), strict=True)
         return torch.cat([self.errors(some[:, None], of)[0] for some, of in parts])
 
     def _starts(self, vectors: torch.Tensor, cells: torch.Tensor | None) -> torch.Tensor:

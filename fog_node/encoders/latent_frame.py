@@ -109,7 +109,7 @@ class Reference:
     @property
     def nbytes(self) -> int:
         """Bytes of all it holds besides the picture's pixels, which the cache counts by themselves."""
-        return sum(plane.nbytes for plane in (*self.luma, *self.fine))
+        return sum(plane.nbytes for plane in self.luma) + sum(plane.nbytes for plane in self.fine)
 
 
 def luma(pixels: torch.Tensor) -> torch.Tensor:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import stat
 from datetime import datetime, timedelta, timezone
+from functools import partial
 from pathlib import Path
 
-from fogline.checks.finding import Finding
+from fogline.checks.finding import Finding, Fix
 from fogline.common import addresses, pki
 from fogline.common.config import TlsConfig
 from fogline.common.errors import ConfigError, FoglineError
@@ -32,13 +33,16 @@ def certificates(tls: TlsConfig, role: pki.Role, served_at: tuple[str, ...]) -> 
     if identity.role != role:
         advice = f"enrol this device with --role {role}"
         findings.append(Finding(_CHECK, "fail", f"{cert} is of a {identity.role}, this is a {role}", advice))
-    if info.not_after - datetime.now(timezone.utc) < _SOON:
-        findings.append(
-            Finding(_CHECK, "warn", f"{cert} expires on {info.not_after:%Y-%m-%d}", "enrol again before then")
-        )
+    # Where a certificate service renews them, certificates are short-lived: only the last third is late.
+    left, life = info.not_after - datetime.now(timezone.utc), info.not_after - info.not_before
+    if left < (life / 4 if tls.authority else _SOON):
+        advice = f"is {tls.authority} within reach? It was to be renewed by now" if tls.authority else "enrol again"
+        findings.append(Finding(_CHECK, "warn", f"{cert} expires on {info.not_after:%Y-%m-%d %H:%M} UTC", advice))
     mode = stat.S_IMODE(key.stat().st_mode)
     if mode & 0o077:
-        findings.append(Finding(_CHECK, "warn", f"{key} can be read by others (mode {mode:o})", f"chmod 600 {key}"))
+        fix = Fix(f"chmod 600 {key}", partial(key.chmod, 0o600))
+        text = f"{key} can be read by others (mode {mode:o})"
+        findings.append(Finding(_CHECK, "warn", text, "make it readable by its owner alone", fix))
     for address in served_at:
         host = addresses.parse(address, allow_any_port=True).host
         if host not in (*info.hosts, "0.0.0.0", "::"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import importlib.util
 import json
 import os
 import platform
@@ -13,6 +14,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -20,7 +23,7 @@ from typing import Any
 import psutil
 
 from fogline import __version__
-from fogline.checks.finding import Finding
+from fogline.checks.finding import Finding, Fix
 
 _PACKAGES = (
     "grpcio",
@@ -79,7 +82,11 @@ def clock() -> list[Finding]:
     unsynchronised = 5  # TIME_ERROR of adjtimex(2)
     if ctypes.CDLL(None).ntp_adjtime(ctypes.create_string_buffer(512)) == unsynchronised:
         advice = "install chrony or systemd-timesyncd; capture times are corrected by the fog node, logs are not"
-        return [Finding("clock", "warn", "the kernel's clock is not synchronised", advice)]
+        fix = None
+        if shutil.which("timedatectl") and os.geteuid() == 0:
+            words = ["timedatectl", "set-ntp", "true"]
+            fix = Fix(" ".join(words), partial(_command, words))
+        return [Finding("clock", "warn", "the kernel's clock is not synchronised", advice, fix)]
     return [Finding("clock", "ok", "synchronised")]
 
 
@@ -109,6 +116,21 @@ def torch(required: bool) -> list[Finding]:
     return [Finding("torch", "fail", f"does not work: {last}", advice)]
 
 
+def models(names: Sequence[str]) -> list[Finding]:
+    """Whether the packages of the allowed models are installed; they are not imported."""
+    if not names:
+        advice = "list what devices may run under tensors.models: package.module:function"
+        return [Finding("models", "warn", "no model is allowed on this host", advice)]
+    findings = []
+    for name in names:
+        package = name.partition(":")[0].partition(".")[0]
+        if importlib.util.find_spec(package) is None:
+            findings.append(Finding("models", "fail", f"{name}: no package {package} here", "install it on this host"))
+        else:
+            findings.append(Finding("models", "ok", f"{name}: {package} is installed"))
+    return findings
+
+
 def image_formats() -> list[Finding]:
     """Whether Pillow was built with what the codecs need."""
     from PIL import features
@@ -131,6 +153,10 @@ def disk(folder: Path, wanted_bytes: int = 0) -> list[Finding]:
         advice = f"make {folder} and give it to the user that runs the process, or change data_dir"
         return [Finding("disk", "fail", f"{existing} can't be written: {error.strerror}", advice)]
     findings = []
+    if not folder.exists():
+        fix = Fix(f"mkdir -p -m 700 {folder}", partial(folder.mkdir, mode=0o700, parents=True, exist_ok=True))
+        advice = "the process makes it at its first start, as the user that it then has"
+        findings.append(Finding("disk", "warn", f"{folder} is not there yet", advice, fix))
     free = shutil.disk_usage(existing).free
     text, held = f"{folder}: {_size(free)} free", 0
     if wanted_bytes:
@@ -146,6 +172,12 @@ def disk(folder: Path, wanted_bytes: int = 0) -> list[Finding]:
         advice = "point data_dir to a disk unless losing it at the next reboot is fine"
         findings.append(Finding("disk", "warn", f"{folder} is in memory ({_file_system(existing)})", advice))
     return findings
+
+
+def _command(words: list[str]) -> None:
+    done = subprocess.run(words, capture_output=True, text=True, timeout=30, check=False)
+    if done.returncode:
+        raise OSError(done.stderr.strip() or f"{words[0]} ends with {done.returncode}")
 
 
 def _least(requirement: str) -> tuple[str, str]:

@@ -81,6 +81,20 @@ def cloud(address: str, tls: TlsConfig, me: Peer) -> list[Finding]:
     return [Finding("cloud", "ok", f"{address} answers; fog nodes alive: {nodes}")]
 
 
+def authority(address: str) -> list[Finding]:
+    """Whether the certificate service answers; without it certificates end and revoked devices are not noticed."""
+    advice = f"start `fogline ca serve` there, and check {address} and the firewall; certificates are good meanwhile"
+    try:
+        at = addresses.parse(address)
+        with socket.create_connection((at.host, at.port), timeout=_DEADLINE_S):
+            pass
+    except FoglineError as error:
+        return [Finding("authority", "fail", str(error), "mend tls.authority")]
+    except OSError as error:
+        return [Finding("authority", "fail", f"{address}: {error.strerror or error}", advice)]
+    return [Finding("authority", "ok", f"{address} answers")]
+
+
 def identity(tls: TlsConfig, role: pki.Role) -> Peer:
     """Who we are to a peer; a stand-in where there is no certificate."""
     if tls.cert is not None:

@@ -13,6 +13,7 @@ import pytest
 
 from fogline.checks import host, network
 from fogline.checks.certificates import certificates as check_certificates
+from fogline.checks.finding import Finding, Fix
 from fogline.cli import main
 from fogline.common.config import TlsConfig
 from fogline.common.errors import ConfigError
@@ -88,7 +89,10 @@ def test_certificates(tmp_path: Path, certificates: Any, other_certificates: Any
     assert "not of the authority" in look(foreign)[0]
     loose = certificates.tls("cam", "edge")
     os.chmod(loose.key, 0o644)
-    assert "chmod 600" in look(loose)[1]
+    assert "can be read by others" in look(loose)[1]
+    short = certificates.tls("cam", "edge", not_after=now + timedelta(days=3))
+    renewing = TlsConfig(ca=short.ca, cert=short.cert, key=short.key, authority="127.0.0.1:9")
+    assert len(look(renewing)) == 1, "short-lived certificates are the rule where they are renewed"
     fog = certificates.tls("gate", "fog", hosts=("gate.local",))
     assert len(look(fog, "fog", ("gate.local:7400",))) == 1
     assert "enrol again with --host 10.0.0.9" in look(fog, "fog", ("10.0.0.9:7400",))[1]
@@ -114,7 +118,7 @@ def test_ports() -> None:
 
 
 def test_disk(tmp_path: Path) -> None:
-    assert host.disk(tmp_path / "to" / "be" / "made", 1000)[0].status == "ok"
+    assert [found.status for found in host.disk(tmp_path / "to" / "be" / "made", 1000)] == ["warn", "ok"]
     assert host.disk(tmp_path, 1 << 60)[0].status == "warn"
     (tmp_path / "file").write_text("")
     assert host.disk(tmp_path / "file" / "below", 0)[0].status == "fail"
@@ -128,3 +132,52 @@ def test_torch_is_tried_in_a_child(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (finding.status, "SIGILL" in finding.text) == ("fail", True)
     monkeypatch.setattr(host, "_TORCH_PROBE", "raise ModuleNotFoundError(\"No module named 'torch'\")")
     assert [host.torch(required=required)[0].status for required in (False, True)] == ["warn", "fail"]
+
+
+@pytest.mark.usefixtures("quick")
+def test_fix_mends_what_it_names_and_nothing_else(
+    tmp_path: Path, certificates: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = written(tmp_path, certificates)
+    key = Path(json.loads(path.read_text())["tls"]["key"])
+    key.chmod(0o644)
+    words = ["doctor", "--config", str(path), "--role", "edge"]
+    main(words)
+    shown = capsys.readouterr().out
+    assert f"fix: chmod 600 {key}" in shown
+    assert f"fix: mkdir -p -m 700 {tmp_path / 'data'}" in shown
+    assert not (tmp_path / "data").exists()
+    assert key.stat().st_mode & 0o777 == 0o644
+    main([*words, "--fix"])
+    assert f"mended with `chmod 600 {key}`" in capsys.readouterr().out
+    assert key.stat().st_mode & 0o777 == 0o600
+    assert (tmp_path / "data").stat().st_mode & 0o777 == 0o700
+    main([*words, "--json"])
+    report = json.loads(capsys.readouterr().out)
+    assert {found["check"] for found in report["findings"] if found["fix"]} <= {"clock"}
+
+
+def test_a_fix_that_fails_is_told(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse() -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    broken = Finding("disk", "warn", "too loose", "tighten it", Fix("chmod 600 x", refuse))
+    monkeypatch.setattr("fogline.doctor._examine", lambda path, role: iter([broken]))
+    assert main(["doctor", "--fix"]) == 0
+    assert "too loose; `chmod 600 x` failed: [Errno 1] Operation not permitted" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_tail_host(tmp_path: Path, certificates: Any, free_port: int, capsys: pytest.CaptureFixture[str]) -> None:
+    tls: TlsConfig = certificates.tls("gate", "fog")
+    files = {"ca": str(tls.ca), "cert": str(tls.cert), "key": str(tls.key), "authority": f"127.0.0.1:{free_port}"}
+    tensors = {"listen": "127.0.0.1:0", "models": ["fogline.common:build", "nowhere.models:build"]}
+    path = tmp_path / "tail.yaml"
+    path.write_text(json.dumps({"data_dir": str(tmp_path), "tls": files, "tensors": tensors}))
+    assert main(["doctor", "--config", str(path), "--role", "tail", "--json"]) == 1
+    findings = json.loads(capsys.readouterr().out)["findings"]
+    told = {(found["check"], found["status"]): found["text"] for found in findings}
+    assert told["models", "ok"] == "fogline.common:build: fogline is installed"
+    assert told["models", "fail"] == "nowhere.models:build: no package nowhere here"
+    assert f"127.0.0.1:{free_port}: Connection refused" in told["authority", "fail"]
+    assert ("certificates", "ok") in told

@@ -16,9 +16,9 @@ from fogline.common.images.latent_motion import affine_field
 from fogline.common.images.quality import Quality, mean, measure
 from fogline.common.images.record import ImageRecord
 from fogline.fog_node.encoders import build_encoder
+from fogline.fog_node.encoders.block_matching import Quarters
 from fogline.fog_node.encoders.latent import LatentEncoder
 from fogline.fog_node.encoders.latent_params import LatentParams, latent_params
-from fogline.fog_node.encoders.block_matching import Quarters
 from fogline.fog_node.encoders.motion_search import affine_motion, frame_field, pyramid
 
 
