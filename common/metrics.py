@@ -7,10 +7,13 @@ never by a label.
 from __future__ import annotations
 
 import platform
+import threading
+import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any, Protocol
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, disable_created_metrics
+from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram, Info, disable_created_metrics
 
 import fogline
 from fogline.common.config import MetricsConfig, TlsConfig
@@ -29,6 +32,7 @@ IMAGE_CODECS = {1: "jpeg2", 2: "avif2", 3: "siren", 4: "latent", 5: "nerv"}
 LAYERS = ("background", "object", "header")
 DEVICE_ROLES = ("edge", "fog")
 AREAS = ("full", "background", "object")
+STEP_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 
 DELAY_BUCKETS_S = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80, 160, 320, 640, 1800, 3600, 14400)
 QUALITY_BUCKETS_DB = (15, 20, 22.5, 25, 27.5, 30, 32.5, 35, 37.5, 40, 45, 50)
@@ -227,6 +231,75 @@ class CloudMetrics(Metrics):
         )
         self.model_versions = self._gauge("fogline_model_versions", "Versions of all models held")
         self.model_bytes = self._gauge("fogline_model_bytes", "Bytes of all models held")
+
+
+class Hookable(Protocol):
+    """What `watch` needs of a torch module."""
+
+    def register_forward_pre_hook(self, hook: Any, /) -> Any:
+        """Call `hook` before each forward."""
+
+    def register_forward_hook(self, hook: Any, /) -> Any:
+        """Call `hook` after each forward."""
+
+
+class SplitMetrics(Exporter):
+    """What a program that splits a model exports: make one, and hand it to `RemoteTail.connect` or `AdaptiveModel`.
+
+    It registers with prometheus_client's own registry, which `prometheus_client.start_http_server(9100)` serves, or
+    with `registry`. One is enough for a program; two in one registry raise ValueError.
+    """
+
+    def __init__(self, registry: CollectorRegistry | None = None) -> None:
+        super().__init__(REGISTRY if registry is None else registry)
+        self.link_bytes = self._link_bytes()
+        self._build_info("split")
+        self.calls = self._counter(
+            "fogline_split_calls", "Calls, by where the model was cut and by who answered", ("cut", "codec", "by")
+        )
+        self.call_seconds = self._histogram(
+            "fogline_split_call_seconds",
+            "What a call of an AdaptiveModel took as a whole, by who answered",
+            STEP_BUCKETS_S,
+            ("by",),
+        )
+        self.seconds = self._histogram(
+            "fogline_split_seconds",
+            "What the parts of a call took: head and tail compute, encode and decode code tensors, queue waits for the "
+            "host, link is the rest",
+            STEP_BUCKETS_S,
+            ("operation", "part"),
+        )
+        self.tensor_bytes = self._counter(
+            "fogline_split_tensor_bytes", "Coded bytes of the tensors of calls and answers", ("direction", "codec")
+        )
+        self.raw_bytes = self._counter(
+            "fogline_split_raw_bytes", "Bytes that the same tensors have uncoded", ("direction", "codec")
+        )
+        self.connected = self._gauge("fogline_split_connected", "1 while a host has the session, else 0")
+        self.link_rate = self._gauge(
+            "fogline_split_link_rate_bytes_per_second",
+            "An AdaptiveModel's estimate of what the link carries; 0 for a dead link, NaN while nothing is known",
+        )
+        self.link_round_trip = self._gauge(
+            "fogline_split_link_round_trip_seconds", "An AdaptiveModel's estimate of the link's round trip"
+        )
+
+    def watch(self, head: Hookable) -> None:
+        """Time every forward of `head`, the part of a model that runs here, as the part `head` of a step.
+
+        On an accelerator this is the time until the kernels are queued; what they take is in `encode` then.
+        """
+        began = threading.local()
+
+        def before(*_: object) -> None:
+            began.at = time.perf_counter()
+
+        def after(*_: object) -> None:
+            self.seconds.labels("forward", "head").observe(time.perf_counter() - began.at)
+
+        head.register_forward_pre_hook(before)
+        head.register_forward_hook(after)
 
 
 class TailMetrics(Metrics):

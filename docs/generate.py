@@ -10,10 +10,12 @@ import re
 import sys
 from pathlib import Path
 
+from prometheus_client import CollectorRegistry
+
 from fogline.cloud_server.config import CloudConfig
 from fogline.common.codecs import stages
 from fogline.common.config import describe
-from fogline.common.metrics import CloudMetrics, EdgeMetrics, FogMetrics, Metrics, TailMetrics
+from fogline.common.metrics import CloudMetrics, EdgeMetrics, Exporter, FogMetrics, Metrics, SplitMetrics, TailMetrics
 from fogline.common.tails.config import TailHostConfig
 from fogline.edge_agent.config import EdgeConfig
 from fogline.fog_node.config import FogConfig
@@ -39,6 +41,7 @@ def parts() -> dict[str, str]:
         ("tail host", TailMetrics),
     ):
         made[f"metrics {title}"] = _table(kind(), seen)
+    made["metrics split"] = _table(SplitMetrics(CollectorRegistry()), seen)
     made["tensor codecs"] = _codecs()
     made["errors"] = _errors()
     return made
@@ -64,7 +67,7 @@ def _errors() -> str:
     return "\n".join(rows)
 
 
-def _table(metrics: Metrics, seen: set[str]) -> str:
+def _table(metrics: Exporter, seen: set[str]) -> str:
     rows = ["| metric | type | meaning |", "|---|---|---|"]
     for family in metrics.registry.collect():
         name = family.name + {"counter": "_total", "info": "_info"}.get(family.type, "")

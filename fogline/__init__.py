@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from fogline.common.loader.loader import DecodedLoader as DecodedLoader
+    from fogline.common.metrics import SplitMetrics as SplitMetrics
     from fogline.common.models.augment import Augment as Augment
     from fogline.common.split.cuts import cuts as cuts
     from fogline.common.split.segments import split as split
@@ -23,6 +24,7 @@ os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 _LAZY = {
     "DecodedLoader": "fogline.common.loader.loader",
     "Augment": "fogline.common.models.augment",
+    "SplitMetrics": "fogline.common.metrics",
     "cuts": "fogline.common.split.cuts",
     "split": "fogline.common.split.segments",
     "AdaptiveModel": "fogline.common.tails.adaptive",

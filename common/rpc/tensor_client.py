@@ -57,6 +57,7 @@ class Timing:
     total_s: float
     compute_s: float
     queued_s: float
+    kind: str = ""  # the operation, as in the contract
 
     @property
     def link_s(self) -> float:
@@ -98,7 +99,7 @@ class TensorClient:
         self._changed = threading.Condition(lock)  # for who waits for room, or for the end
         self._sendable = threading.Condition(lock)  # for the thread that sends: it wakes only where it has to
         self._futures: dict[int, Future[Answered]] = {}
-        self._begun: dict[int, tuple[float, int]] = {}
+        self._begun: dict[int, tuple[float, int, str]] = {}
         self._checkpoints: set[int] = set()  # under way
         self._number = 0  # of the newest connection
         self._stream = 0  # number of the connection that may send
@@ -161,7 +162,8 @@ class TensorClient:
             if not self._futures:
                 self._moved = time.monotonic()  # silence counts from here
             self._futures[seq] = future
-            self._begun[seq] = (time.monotonic(), sum(header.coded_bytes for header in tensors))
+            size = sum(header.coded_bytes for header in tensors)
+            self._begun[seq] = (time.monotonic(), size, messages.BODIES.get(type(body), ""))
             if isinstance(body, pb.Checkpoint):
                 self._checkpoints.add(seq)
             self._sendable.notify_all()
@@ -366,7 +368,7 @@ class TensorClient:
         """Without the lock: what is told may do as it likes."""
         with self._changed:
             future = self._futures.pop(frame.seq, None)
-            began, sent = self._begun.pop(frame.seq, (time.monotonic(), 0))
+            began, sent, kind = self._begun.pop(frame.seq, (time.monotonic(), 0, ""))
             self._checkpoints.discard(frame.seq)
             self._changed.notify_all()
             if self._session.ready:
@@ -383,7 +385,7 @@ class TensorClient:
             return
         if self._observe is not None:
             total = time.monotonic() - began
-            self._observe(Timing(sent, frame.size, total, body.compute_us / 1e6, body.queued_us / 1e6))
+            self._observe(Timing(sent, frame.size, total, body.compute_us / 1e6, body.queued_us / 1e6, kind))
         future.set_result(Answered(body, frame))
 
     def _watch(self) -> None:

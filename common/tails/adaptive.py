@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 import time
+import weakref
 from collections.abc import Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, wait
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 
 from fogline.common.config import TlsConfig
 from fogline.common.errors import ConfigError, FoglineError, InputError
+from fogline.common.metrics import SplitMetrics
 from fogline.common.rpc.accounting import LinkMeter
 from fogline.common.rpc.channel import connect
 from fogline.common.rpc.peer import Peer
@@ -31,6 +33,7 @@ from fogline.common.split.profile import INPUT, Profile, hardware_id, load
 from fogline.common.split.segments import Segment, split
 from fogline.common.split.structure import replace, tensors
 from fogline.common.tails.adaptive_link import HostLink, Observe, batch_of
+from fogline.common.tails.observed import Observed
 from fogline.common.tails.remote import RemoteTail
 
 LOCAL, DEVICE, HOST = "local", "device", "host"
@@ -94,6 +97,7 @@ class AdaptiveModel(nn.Module):
         stall_s: float = 10.0,
         give_up_s: float = 60.0,
         meter: LinkMeter | None = None,
+        metrics: SplitMetrics | None = None,
     ) -> None:
         """`model` in eval mode; `address` (host:port) of a tail host, which need not be there yet.
 
@@ -121,9 +125,18 @@ class AdaptiveModel(nn.Module):
         self._profiles, self._codec = (device, host), codec
         self._policy, self._params = policy, _with_codec(policy, params, codec)
         self._names = _chosen(device, cuts)
-        tls, meter, me = tls or TlsConfig(insecure=True), meter or LinkMeter("edge-fog"), Peer(name, role)
+        self._metrics = metrics
+        self._watch = watch = Observed(metrics, whole=False)
+        meter = meter or LinkMeter("edge-fog", None if metrics is None else metrics.link_bytes)
+        tls, me = tls or TlsConfig(insecure=True), Peer(name, role)
         options: dict[str, Any] = {"kwargs": kwargs, "tls": tls, "name": name, "role": role, "codec": codec}
-        options |= {"meter": meter, "connect_s": connect_s, "stall_s": stall_s, "give_up_s": give_up_s}
+        options |= {
+            "metrics": watch,
+            "meter": meter,
+            "connect_s": connect_s,
+            "stall_s": stall_s,
+            "give_up_s": give_up_s,
+        }
 
         def session(observe: Observe) -> RemoteTail:
             weights = [sides.tail for sides in self._sides.values()]
@@ -142,6 +155,11 @@ class AdaptiveModel(nn.Module):
         if example is not None:
             find_cuts(model, example)
         self._sides = {name: _sides(model, name) for name in self._names}
+        if metrics is not None:
+            told = weakref.ref(self)
+            metrics.connected.set_function(lambda: float(getattr(told(), "connected", False)))
+            metrics.link_rate.set_function(lambda: _rate(told()))
+            metrics.link_round_trip.set_function(lambda: _round_trip(told()))
         self._host.start()
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -150,6 +168,9 @@ class AdaptiveModel(nn.Module):
         with torch.no_grad():
             result, cut, by, reason, predicted = self._answer(began, args, kwargs)
         self.last = Decision(cut, by, reason, predicted, time.monotonic() - began)
+        if self._metrics is not None:
+            self._metrics.calls.labels(cut, self._codec, by).inc()
+            self._metrics.call_seconds.labels(by).observe(self.last.measured_s)
         return result
 
     def train(self, mode: bool = True) -> AdaptiveModel:
@@ -214,7 +235,8 @@ class AdaptiveModel(nn.Module):
         theirs = {f.tensor.untyped_storage().data_ptr() for f in tensors([args, kwargs])}
         try:
             if sides.head is not None:
-                made = sides.head(*args, **kwargs)
+                with self._watch.part("forward", "head"):
+                    made = sides.head(*args, **kwargs)
                 crossing, kwargs = made if isinstance(made, tuple) else (made,), {}
             # The caller may change what is his while it is still sent and nobody waits for the answer any more.
             out, named = replace(
@@ -236,7 +258,8 @@ class AdaptiveModel(nn.Module):
         self, given: tuple[tuple[Any, ...], dict[str, Any]], planner: Planner, reason: str, predicted: float | None
     ) -> tuple[Any, str, str, str, float | None]:
         before = time.monotonic()
-        result = self.model(*given[0], **given[1])
+        with self._watch.part("local", "head"):
+            result = self.model(*given[0], **given[1])
         table = planner.policy.table
         if table.local is not None:
             with self._host.lock:
@@ -271,6 +294,15 @@ class AdaptiveModel(nn.Module):
                 policy = make(self._policy, options, self._params)
                 self._planners[batch] = Planner(policy, self._host.link, self._host.live)
             return self._planners[batch]
+
+
+def _rate(model: AdaptiveModel | None) -> float:
+    rate = None if model is None else model.link.rate_bit_s
+    return math.nan if rate is None else rate / 8
+
+
+def _round_trip(model: AdaptiveModel | None) -> float:
+    return math.nan if model is None else model.link.rtt_s
 
 
 def _with_codec(policy: str, params: Mapping[str, Any] | None, codec: str) -> dict[str, Any]:

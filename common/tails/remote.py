@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from fogline.common.config import TlsConfig
 from fogline.common.errors import CapacityError, ConfigError, FoglineError, InputError, ProtocolError
+from fogline.common.metrics import SplitMetrics
 from fogline.common.rpc.accounting import LinkMeter
 from fogline.common.rpc.gen import tensors_pb2 as pb
 from fogline.common.rpc.peer import Peer
@@ -25,6 +26,7 @@ from fogline.common.rpc.tensor_client import Answered, TensorClient, Timing
 from fogline.common.split.segments import Segment
 from fogline.common.tails import clipping, losses, outputs
 from fogline.common.tails.generator import set_state
+from fogline.common.tails.observed import Observed
 from fogline.common.tails.parts import Parts, digest, read_weights
 from fogline.common.tails.remote_optimizer import RemoteOptimizer
 from fogline.common.tails.setup import Codecs, Setup, json_able
@@ -46,10 +48,20 @@ class RemoteTail(nn.Module):
     the host, where `optimizer` steps them. `train()` and `eval()` hold for what is run afterwards.
     """
 
-    def __init__(self, client: TensorClient, parts: Parts, setup: Setup, *, training: bool, carry_rng: bool) -> None:
+    def __init__(
+        self,
+        client: TensorClient,
+        parts: Parts,
+        setup: Setup,
+        *,
+        training: bool,
+        carry_rng: bool,
+        watch: Observed | None = None,
+    ) -> None:
         """For `connect`."""
         super().__init__()
         self._client, self._parts, self._setup = client, parts, setup
+        self._watch = watch or Observed(None)
         self._for_training, self._carry = training, carry_rng
         activations, gradients, results, result_gradients = setup.codecs.chains()
         self._activations, self._gradients = Sender(activations), Receiver(gradients)
@@ -96,6 +108,7 @@ class RemoteTail(nn.Module):
         log_bytes: int = LOG_BYTES,
         meter: LinkMeter | None = None,
         observe: Callable[[Timing], None] | None = None,
+        metrics: SplitMetrics | Observed | None = None,
     ) -> RemoteTail:
         """Open a session at the tail host `address` (host:port) and send it the tail's weights.
 
@@ -108,6 +121,7 @@ class RemoteTail(nn.Module):
         unless told. `carry_rng`: one stream of random numbers through head and tail (default: if the tail draws any, in
         training). `resume`: what `checkpoint` returned. Waiting ends when nothing was heard for `stall_s` (then the
         connection is made again) or nothing works for `give_up_s`; for `connect_s` where nobody answered yet.
+        `metrics`: where what steps take, their bytes and the cut are counted, for Prometheus.
 
         Raises ConfigError, InputError, FormatError, IdentityError, CapacityError or UnavailableError.
         """
@@ -140,6 +154,9 @@ class RemoteTail(nn.Module):
         if optimizer is not None:
             RemoteOptimizer(_Nobody(), optimizer)  # refuse a wrong one before anybody is called
         session_id, begin = _resumed(resume)
+        watch = metrics if isinstance(metrics, Observed) else Observed(metrics)
+        watch.codec = codec
+        counter = None if watch.metrics is None else watch.metrics.link_bytes
         client = TensorClient(
             address,
             tls or TlsConfig(insecure=True),
@@ -147,16 +164,17 @@ class RemoteTail(nn.Module):
             session_id=session_id,
             mode=pb.SESSION_MODE_TRAINING if for_training else pb.SESSION_MODE_INFERENCE,
             setup=setup.pack(),
-            meter=meter or LinkMeter("edge-fog"),
+            meter=meter or LinkMeter("edge-fog", counter),
             me=Peer(name, role),
             limits=LIMITS,
             connect_s=connect_s,
             stall_s=stall_s,
             give_up_s=give_up_s,
-            observe=observe,
+            observe=lambda timing: _tell(timing, watch, observe),
         )
         carry = for_training and parts.draws_random if carry_rng is None else carry_rng
-        remote = cls(client, parts, setup, training=for_training, carry_rng=carry)
+        remote = cls(client, parts, setup, training=for_training, carry_rng=carry, watch=watch)
+        watch.connected(remote)
         remote.session_id = session_id
         try:
             client.wait_open()
@@ -384,12 +402,13 @@ class RemoteTail(nn.Module):
     ) -> list[Tensor | None]:
         """Gradients of a forward's activations, from those of its outputs."""
         try:
-            with self._encoding:
+            with self._encoding, self._watch.part("backward", "encode"):
                 sent = [
                     self._output_gradients.send(Role.OUTPUT_GRADIENT, i, grad, training=True, keep=True)
                     for i, grad in enumerate(grads)
                     if grad is not None
                 ]
+                self._watch.moved("sent", [header for header, _ in sent])
                 future = self._submit(pb.Backward(forward=forward), tuple(sent))
         except BaseException:
             self.abandon_graph(forward)
@@ -398,7 +417,7 @@ class RemoteTail(nn.Module):
         if not any(wanted):
             self._unseen.append(future)
             return [None] * len(tensors)
-        return self._gradients_of(self._wait(future), tensors)
+        return self._gradients_of(self._wait(future), tensors, "backward")
 
     def run_loss(
         self,
@@ -411,18 +430,19 @@ class RemoteTail(nn.Module):
     ) -> tuple[Tensor, list[Tensor | None]]:
         """The loss, and the gradients of the activations if any are `wanted`."""
         with self._encoding:
-            sent = self._coded(tensors, wanted, keep=wanted is not None)
+            sent = self._coded(tensors, wanted, "forward_loss", keep=wanted is not None)
             sent.append(raw(Role.LABELS, labels.detach().clone()))
             body = pb.ForwardLoss(
                 training=self.training, backward=wanted is not None, loss=loss, options=options, cut=cut
             )
             future = self._submit(body, tuple(sent))
+        self._watch.called(self._parts.cuts[cut][0])
         answered = self._wait(future)
         self._take_generator(answered)
         found = [read_raw(h, p) for h, p in of_role(answered.frame.tensors, answered.frame.parts, Role.LOSS)]
         if len(found) != 1 or found[0].ndim:
             raise ProtocolError("the host's answer has no loss")
-        return found[0].to(tensors[0].device), self._gradients_of(answered, tensors)
+        return found[0].to(tensors[0].device), self._gradients_of(answered, tensors, "forward_loss")
 
     def abandon_graph(self, forward: int) -> None:
         """The graph of a forward is not needed; told with the next operation. Safe where garbage is collected."""
@@ -445,19 +465,25 @@ class RemoteTail(nn.Module):
         self, tensors: Sequence[Tensor], cut: int, *, keep: bool, wanted: Sequence[bool] | None
     ) -> Future[Answered]:
         with self._encoding:
-            sent = self._coded(tensors, wanted, keep=keep)
+            sent = self._coded(tensors, wanted, "forward", keep=keep)
             training = self.training and self._for_training
-            return self._submit(pb.Forward(training=training, keep_graph=keep, cut=cut), tuple(sent))
+            future = self._submit(pb.Forward(training=training, keep_graph=keep, cut=cut), tuple(sent))
+        self._watch.called(self._parts.cuts[cut][0])
+        return future
 
-    def _coded(self, tensors: Sequence[Tensor], wanted: Sequence[bool] | None, *, keep: bool) -> list[Sent]:
+    def _coded(
+        self, tensors: Sequence[Tensor], wanted: Sequence[bool] | None, operation: str, *, keep: bool
+    ) -> list[Sent]:
         sent: list[Sent] = []
-        for i, tensor in enumerate(tensors):
-            header, part = self._activations.send(
-                Role.ACTIVATION, i, tensor, training=keep and self.training, keep=self._for_training
-            )
-            if keep and wanted is not None and not wanted[i]:
-                header = dataclasses.replace(header, name=header.name + "-")  # the head has no use for the gradient
-            sent.append((header, part))
+        with self._watch.part(operation, "encode"):
+            for i, tensor in enumerate(tensors):
+                header, part = self._activations.send(
+                    Role.ACTIVATION, i, tensor, training=keep and self.training, keep=self._for_training
+                )
+                if keep and wanted is not None and not wanted[i]:
+                    header = dataclasses.replace(header, name=header.name + "-")  # the head has no use for the gradient
+                sent.append((header, part))
+        self._watch.moved("sent", [header for header, _ in sent])
         if self._carry and self.training:
             sent.append(raw(Role.GENERATOR, torch.get_rng_state()))
         return sent
@@ -506,11 +532,14 @@ class RemoteTail(nn.Module):
     def _decoded(self, answered: Answered, tensors: Sequence[Tensor]) -> tuple[bytes, list[Tensor]]:
         self._take_generator(answered)
         found: list[Tensor] = []
-        for header, part in of_role(answered.frame.tensors, answered.frame.parts, Role.OUTPUT):
-            number, tensor = self._outputs.receive(header, part)
-            if number != len(found):
-                raise ProtocolError(f"output {number} comes where {len(found)} should")
-            found.append(tensor.to(tensors[0].device))
+        coded = of_role(answered.frame.tensors, answered.frame.parts, Role.OUTPUT)
+        with self._watch.part("forward", "decode"):
+            for header, part in coded:
+                number, tensor = self._outputs.receive(header, part)
+                if number != len(found):
+                    raise ProtocolError(f"output {number} comes where {len(found)} should")
+                found.append(tensor.to(tensors[0].device))
+        self._watch.moved("received", [header for header, _ in coded])
         return answered.body.structure, found
 
     def _take_generator(self, answered: Answered) -> None:
@@ -519,14 +548,17 @@ class RemoteTail(nn.Module):
                 raise ProtocolError("the host sent a generator's state that nobody asked for")
             set_state(read_raw(header, part))
 
-    def _gradients_of(self, answered: Answered, tensors: Sequence[Tensor]) -> list[Tensor | None]:
+    def _gradients_of(self, answered: Answered, tensors: Sequence[Tensor], operation: str) -> list[Tensor | None]:
         found: list[Tensor | None] = [None] * len(tensors)
-        for header, part in of_role(answered.frame.tensors, answered.frame.parts, Role.GRADIENT):
-            number = Receiver.number(header)
-            if not 0 <= number < len(tensors):
-                raise ProtocolError(f"a gradient of activation {number}; there are {len(tensors)}")
-            _, gradient = self._gradients.receive(header, part, like=tensors[number])
-            found[number] = gradient.to(tensors[number].device)
+        coded = of_role(answered.frame.tensors, answered.frame.parts, Role.GRADIENT)
+        with self._watch.part(operation, "decode"):
+            for header, part in coded:
+                number = Receiver.number(header)
+                if not 0 <= number < len(tensors):
+                    raise ProtocolError(f"a gradient of activation {number}; there are {len(tensors)}")
+                _, gradient = self._gradients.receive(header, part, like=tensors[number])
+                found[number] = gradient.to(tensors[number].device)
+        self._watch.moved("received", [header for header, _ in coded])
         return found
 
     def _restore_groups(self, resume: Mapping[str, Any]) -> None:
@@ -538,6 +570,12 @@ class RemoteTail(nn.Module):
         for key, kept in dict(resume.get("codecs") or {}).items():
             if key in ends:
                 ends[key].load_state_dict(kept)
+
+
+def _tell(timing: Timing, watch: Observed, observe: Callable[[Timing], None] | None) -> None:
+    watch.timing(timing)
+    if observe is not None:
+        observe(timing)
 
 
 class _Nobody:
