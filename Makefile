@@ -69,6 +69,7 @@ lint: $(STAMP)
 	  { echo 'error: $(BASELINE) is stale; run `make proto`'; exit 1; }
 	$(BIN)/python proto/generate.py --check
 	$(BIN)/python docs/generate.py --check
+	$(BIN)/python -m fogline.deploy.grafana --check
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix-only .
@@ -82,6 +83,7 @@ test-gpu: $(STAMP)
 
 docs: $(STAMP)
 	$(BIN)/python docs/generate.py
+	$(BIN)/python -m fogline.deploy.grafana
 
 proto: $(STAMP)
 	test ! -e $(BASELINE) || $(BIN)/buf breaking --against $(BASELINE)

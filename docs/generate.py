@@ -17,6 +17,8 @@ from fogline.common.codecs import stages
 from fogline.common.config import describe
 from fogline.common.metrics import CloudMetrics, EdgeMetrics, Exporter, FogMetrics, Metrics, SplitMetrics, TailMetrics
 from fogline.common.tails.config import TailHostConfig
+from fogline.deploy.grafana.__main__ import DASHBOARDS
+from fogline.deploy.grafana.panels import Dashboard
 from fogline.edge_agent.config import EdgeConfig
 from fogline.fog_node.config import FogConfig
 
@@ -44,7 +46,16 @@ def parts() -> dict[str, str]:
     made["metrics split"] = _table(SplitMetrics(CollectorRegistry()), seen)
     made["tensor codecs"] = _codecs()
     made["errors"] = _errors()
+    for name, dashboard in DASHBOARDS.items():
+        made[f"panels {name}"] = _panels(dashboard)
     return made
+
+
+def _panels(dashboard: Dashboard) -> str:
+    rows = ["| panel | tells |", "|---|---|"]
+    for row in dashboard.rows:
+        rows += [f"| {panel.title} | {panel.description} |" for panel in row.panels]
+    return "\n".join(rows)
 
 
 def _codecs() -> str:

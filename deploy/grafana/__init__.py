@@ -1,0 +1,1 @@
+"""Grafana dashboards as code: `python -m fogline.deploy.grafana` writes `dashboards/*.json` for Grafana."""
