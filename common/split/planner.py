@@ -71,12 +71,12 @@ class Planner:
         ]
         return Explanation(choice, situation.links, tuple(sorted(weighed, key=lambda one: one.latency_s)))
 
-    def second_thought(self, now: float, remaining_s: float) -> Choice | None:
+    def second_thought(self, now: float, remaining_s: float, batch: int = 1) -> Choice | None:
         """What to send beside a batch that the device computes whole, for `remaining_s` more; None for nothing.
 
         Worth asking after each acknowledgement and probe. The first result counts.
         """
-        return self.policy.second_thought(self._situation(now, 1), remaining_s)
+        return self.policy.second_thought(self._situation(now, batch), remaining_s)
 
     def sending(self, now: float, choice: Choice) -> Ticket:
         """The coded bytes of a choice are handed to the link now."""

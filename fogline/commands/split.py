@@ -20,14 +20,14 @@ from fogline.commands import split_serve
 from fogline.common.errors import ConfigError
 from fogline.common.split.bandwidth import Bandwidth
 from fogline.common.split.link import LinkEstimate
-from fogline.common.split.options import Load, Power, Table, enumerate_options
+from fogline.common.split.options import Load, Table, enumerate_options
 from fogline.common.split.planner import Explanation
-from fogline.common.split.policies.base import Situation, find, make
+from fogline.common.split.policies.base import Objective, Situation, find, make
 from fogline.common.split.profile import save
 from fogline.common.split.simulate import Setting
 from fogline.explain import quantities
 from fogline.splitting import bench, explained, plot
-from fogline.splitting.profiles import add_measuring, add_planning, build, gathered, measured
+from fogline.splitting.profiles import add_measuring, add_planning, beyond, build, gathered, measured, power, sizes
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -47,6 +47,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_measuring(against)
     add_planning(against)
     against.add_argument("--traces", type=Path, nargs="+", required=True, metavar="DIR", help="CSV files: t_s,bps")
+    against.add_argument("--batches", metavar="1,4", help="sizes to choose from (default: that of --batch)")
+    against.add_argument(
+        "--at-once",
+        type=int,
+        default=1,
+        metavar="N",
+        help="samples that come at once, for batches to choose (default: 1)",
+    )
+    against.add_argument(
+        "--every", type=float, default=0.0, metavar="MS", help="from one request to the next, at least (default: 0)"
+    )
     against.add_argument("--policies", default=",".join(bench.POLICIES), metavar="A,B", help="(default: %(default)s)")
     against.add_argument("--duration", type=float, default=300.0, metavar="S", help="of each trace (default: 300)")
     against.add_argument("--json", type=Path, metavar="FILE", help="write everything there too")
@@ -66,11 +77,7 @@ def _tell(line: str) -> None:
 
 
 def _profile(arguments: argparse.Namespace) -> None:
-    try:
-        batches = [int(text) for text in arguments.batches.split(",")]
-    except ValueError as error:
-        raise ConfigError(f"--batches {arguments.batches!r}: give numbers as in 1,4,8") from error
-    made = measured(arguments, build(arguments), batches, _tell)
+    made = measured(arguments, build(arguments), sizes(arguments), _tell)
     save(made, arguments.output)
     sys.stdout.write(f"{len(made.cuts) - 1} cuts of {made.model} on {made.hardware}: {arguments.output}\n")
 
@@ -78,14 +85,16 @@ def _profile(arguments: argparse.Namespace) -> None:
 def _explain(arguments: argparse.Namespace) -> None:
     find(arguments.policy)
     rate = 0.0 if arguments.rate.strip() == "0" else quantities.rate("--rate", arguments.rate)
-    link = LinkEstimate.stated(rate, _rtt(arguments))
+    second = beyond(arguments)
+    links = (LinkEstimate.stated(rate, _rtt(arguments)), *(() if second is None else (second,)))
+    params = _params(arguments.policy, arguments)
     profiles = gathered(arguments, _tell)
     options = enumerate_options(profiles, arguments.batch)
-    choice = make(arguments.policy, options, _params(arguments.policy, arguments)).choose(Situation(0.0, (link,)))
+    choice = make(arguments.policy, options, params).choose(Situation(0.0, links))
     # Everything that was measured is shown, also what the policy does not consider.
-    table, power = Table(options), Power()
-    weighed = [table.terms(index, [link], Load(), power) for index in range(len(options))]
-    found = Explanation(choice, (link,), tuple(sorted(weighed, key=lambda one: one.latency_s)))
+    table, watts = Table(options), power(arguments)
+    weighed = [table.terms(index, links, Load(), watts) for index in range(len(options))]
+    found = Explanation(choice, links, tuple(sorted(weighed, key=lambda one: one.latency_s)))
     sys.stdout.write("\n".join(explained.lines(profiles, arguments.policy, arguments.batch, found)) + "\n")
     _write(arguments.json, explained.document(profiles, arguments.policy, arguments.batch, found))
 
@@ -94,14 +103,24 @@ def _bench(arguments: argparse.Namespace) -> None:
     names = tuple(dict.fromkeys(arguments.policies.split(",")))
     for name in names:
         find(name)
-    setting = Setting(rtt_s=_rtt(arguments), duration_s=arguments.duration)
+    if arguments.at_once < 1:
+        raise ConfigError(f"--at-once {arguments.at_once}: give 1 or more")
+    setting = Setting(
+        rtt_s=_rtt(arguments),
+        duration_s=arguments.duration,
+        objective=Objective(arguments.objective, power(arguments)),
+        samples=arguments.at_once,
+        beyond=beyond(arguments),
+        every_s=arguments.every / 1e3,
+    )
+    batches = sizes(arguments)
     paths = bench.traces(arguments.traces)
     for path in paths:
         Bandwidth.read(path)  # first: a wrong file costs no time
     if arguments.plots is not None:
         plot.check(arguments.plots)
     profiles = gathered(arguments, _tell)
-    options = enumerate_options(profiles, arguments.batch)
+    options = [one for size in batches for one in enumerate_options(profiles, size)]
     policies = {name: _params(name, arguments) for name in names}
     outcomes = bench.run(options, paths, setting, policies, arguments.accuracy_budget, _tell)
     sys.stdout.write("\n".join(bench.lines(outcomes, names)) + "\n")
@@ -124,7 +143,8 @@ def _plots(
 def _params(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
     """What the command line says to policies that have such a parameter."""
     if name == "joint":
-        return {"objective": arguments.objective, "accuracy_budget": arguments.accuracy_budget}
+        budget = arguments.accuracy_budget
+        return {"objective": arguments.objective, "accuracy_budget": budget, "power": power(arguments)}
     return {"objective": arguments.objective} if name == "neurosurgeon" else {}
 
 

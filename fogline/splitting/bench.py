@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from fogline.common.errors import ConfigError, InputError
 from fogline.common.split import simulate
 from fogline.common.split.bandwidth import Bandwidth
-from fogline.common.split.options import Option
-from fogline.common.split.policies.base import make
+from fogline.common.split.options import Option, Power
+from fogline.common.split.policies.base import Objective, make
 from fogline.common.split.profile import Profile
 from fogline.common.split.simulate import Run, Setting
 
@@ -23,25 +23,32 @@ WORTH = 0.15  # a trace is worth adapting to where the oracle gains so much over
 
 @dataclass(frozen=True)
 class Outcome:
-    """All policies over one trace. `runs` has `oracle` and `best fixed` as well; `fixed` names the latter's option."""
+    """All policies over one trace. `runs` has `oracle` and `best fixed` as well; `fixed` names the latter's option.
+
+    Gains and regrets are of what the objective asks for: mean latency, or mean joules of the device.
+    """
 
     trace: str
     group: str  # the trace's folder
     fixed: str
     runs: Mapping[str, Run]
+    objective: Objective = field(default_factory=Objective)
 
     @property
     def oracle_gain(self) -> float:
-        """What knowing the trace would gain over the best fixed choice, as a share of the latter's mean latency."""
-        return 1.0 - self.runs["oracle"].mean_s / self.runs["best fixed"].mean_s
+        """What knowing the trace would gain over the best fixed choice, as a share of the latter's mean."""
+        return 1.0 - self._mean("oracle") / self._mean("best fixed")
 
     def regret(self, policy: str) -> float:
-        """Mean latency over the oracle's, less one."""
-        return self.runs[policy].mean_s / self.runs["oracle"].mean_s - 1.0
+        """Mean over the oracle's, less one."""
+        return self._mean(policy) / self._mean("oracle") - 1.0
 
     def over_fixed(self, policy: str) -> float:
-        """Mean latency over the best fixed choice's, less one; negative where the policy is better."""
-        return self.runs[policy].mean_s / self.runs["best fixed"].mean_s - 1.0
+        """Mean over the best fixed choice's, less one; negative where the policy is better."""
+        return self._mean(policy) / self._mean("best fixed") - 1.0
+
+    def _mean(self, policy: str) -> float:
+        return self.runs[policy].mean(self.objective)
 
 
 def traces(folders: Sequence[Path]) -> list[Path]:
@@ -80,7 +87,7 @@ def run(
         runs = {"oracle": simulate.oracle(within, link, setting), "best fixed": fixed}
         for name, params in policies.items():
             runs[name] = simulate.planned(make(name, options, params), link, setting)
-        found.append(Outcome(path.stem, path.parent.name, best.name, runs))
+        found.append(Outcome(path.stem, path.parent.name, best.name, runs, setting.objective))
         tell(f"{index} of {len(paths)}: {path.name}")
     return found
 
@@ -120,6 +127,7 @@ def _figures(outcomes: Sequence[Outcome], policy: str) -> dict[str, float | None
         "over_best_fixed_mean": statistics.fmean(over),
         "over_best_fixed_max": max(over),
         "mean_s": statistics.fmean(one.runs[policy].mean_s for one in outcomes),
+        "mean_j": statistics.fmean(one.runs[policy].mean_j for one in outcomes),
         "p99_s_median": statistics.median(one.runs[policy].percentile_s(0.99) for one in outcomes),
         "decision_share_max": max(shares) if shares else None,
     }
@@ -133,23 +141,38 @@ def document(
     accuracy_budget: float,
     outcomes: Sequence[Outcome],
 ) -> dict[str, Any]:
-    """Schema 1. `_s` are seconds; regrets and gains are shares; `decision_share` is
-    the median time to decide ÷ mean latency."""
+    """Schema 1. `_s` are seconds, `_j` joules of the device; regrets and gains are shares, of what the objective asks
+    for; `decision_share` is the median time to decide ÷ mean latency."""
     names = ["oracle", "best fixed", *policies]
     return {
         "schema": SCHEMA,
         "model": profiles[0].model,
         "device": profiles[0].hardware,
         "host": profiles[1].hardware,
+        "cloud": profiles[2].hardware if len(profiles) > 2 else None,
         "calibration": profiles[0].calibration,
         "accuracy_budget": accuracy_budget,
-        "setting": {"rtt_s": setting.rtt_s, "duration_s": setting.duration_s, "overhead": setting.overhead},
-        "policies": {name: dict(params) for name, params in policies.items()},
+        "setting": {
+            "rtt_s": setting.rtt_s,
+            "duration_s": setting.duration_s,
+            "overhead": setting.overhead,
+            "objective": setting.objective.kind,
+            "samples": setting.samples,
+            "every_s": setting.every_s,
+            "beyond": None
+            if setting.beyond is None
+            else {"rate_bit_s": setting.beyond.rate_bit_s, "rtt_s": setting.beyond.rtt_s},
+        },
+        "policies": {
+            name: {key: asdict(value) if isinstance(value, Power) else value for key, value in params.items()}
+            for name, params in policies.items()
+        },
         "options": [
             {
                 "option": one.name,
+                "batch": one.batch,
                 "device_s": one.hosts_s[0],
-                "host_s": one.hosts_s[1] if one.cuts else 0.0,
+                "host_s": sum(one.hosts_s[1:]),
                 "bytes": sum(one.coded_bytes),
                 "accuracy_drop": one.accuracy_drop,
             }
@@ -167,6 +190,7 @@ def document(
                         "requests": len(run.requests),
                         "mean_s": run.mean_s,
                         "p99_s": run.percentile_s(0.99),
+                        "mean_j": run.mean_j,
                         "regret": one.regret(name),
                         "over_best_fixed": one.over_fixed(name),
                         "switches": run.switches,
@@ -193,7 +217,7 @@ def lines(outcomes: Sequence[Outcome], policies: Sequence[str]) -> list[str]:
         text.append(f"{titles[group]}: {found['traces']}")
         if not found["policies"]:
             continue
-        rows = [("policy", "mean ms", "p99 ms", "regret p50", "p95", "max", "over fixed max", "decision")]
+        rows = [("policy", "mean ms", "p99 ms", "mean J", "regret p50", "p95", "max", "over fixed max", "decision")]
         for name, figures in found["policies"].items():
             share = figures["decision_share_max"]
             rows.append(
@@ -201,6 +225,7 @@ def lines(outcomes: Sequence[Outcome], policies: Sequence[str]) -> list[str]:
                     name,
                     f"{1e3 * figures['mean_s']:.1f}",
                     f"{1e3 * figures['p99_s_median']:.1f}",
+                    f"{figures['mean_j']:.3f}",
                     *(f"{100 * figures[key]:.1f} %" for key in ("regret_p50", "regret_p95", "regret_max")),
                     f"{100 * figures['over_best_fixed_max']:+.1f} %",
                     "-" if share is None else f"{100 * share:.3f} %",

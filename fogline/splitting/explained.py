@@ -22,10 +22,12 @@ def document(profiles: Sequence[Profile], policy: str, batch: int, explanation: 
         "architecture": profiles[0].architecture,
         "device": profiles[0].hardware,
         "host": profiles[1].hardware,
+        "cloud": profiles[2].hardware if len(profiles) > 2 else None,
         "calibration": profiles[0].calibration,
         "policy": policy,
         "batch": batch,
         "link": {"state": link.state.value, "rate_bit_s": link.rate_bit_s, "rtt_s": link.rtt_s},
+        "beyond": [{"rate_bit_s": hop.rate_bit_s, "rtt_s": hop.rtt_s} for hop in explanation.links[1:]],
         "choice": {
             "option": explanation.choice.option.name,
             "cuts": explanation.choice.option.cuts,
@@ -68,8 +70,13 @@ def lines(profiles: Sequence[Profile], policy: str, batch: int, explanation: Exp
         f"device  {profiles[0].hardware}",
         f"host    {profiles[1].hardware}",
         f"link    {rate}, round trip {1e3 * link.rtt_s:.3g} ms",
-        "",
     ]
+    for profile, hop in zip(profiles[2:], explanation.links[1:], strict=True):
+        text += [
+            f"behind  {profile.hardware}",
+            f"link    {(hop.rate_bit_s or 0) / 1e6:.3g} Mbit/s, {1e3 * hop.rtt_s:.3g} ms",
+        ]
+    text.append("")
     rows: list[tuple[str, ...]] = [
         ("cut", "codec", "kB", "device", "transfer", "trip", "host", "total ms", "joules", "accuracy", "")
     ]

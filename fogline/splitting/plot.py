@@ -72,7 +72,7 @@ def regret(outcomes: Sequence[Outcome], policies: Sequence[str], path: Path) -> 
         axes.axvline(10, color=MUTED, linewidth=0.8, linestyle=":")
         axes.axhline(95, color=MUTED, linewidth=0.8, linestyle=":")
         axes.set_xscale("log")
-        axes.set_xlabel("regret: mean latency above the oracle's, %")
+        axes.set_xlabel(f"regret: mean {outcomes[0].objective.kind} above the oracle's, %")
         axes.set_ylabel("traces, %")
         axes.set_ylim(0, 101)
         axes.set_title(f"{len(outcomes)} traces; dotted: 10 % at the 95th percentile", loc="left", fontsize=10)

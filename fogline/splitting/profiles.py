@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fogline.common.errors import ConfigError
+from fogline.common.split.link import LinkEstimate
+from fogline.common.split.options import Power
 from fogline.common.split.profile import Profile, hardware_id, load
+from fogline.explain import quantities
 
 if TYPE_CHECKING:
     from torch import nn
@@ -36,7 +40,16 @@ def add_planning(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--rtt", type=float, default=20.0, metavar="MS", help="round trip (default: 20 ms)")
     parser.add_argument("--batch", type=int, default=1, metavar="N", help="samples in a request (default: 1)")
+    parser.add_argument("--cloud", type=Path, metavar="FILE", help="profile of a second host, behind the first")
+    parser.add_argument("--cloud-rate", metavar="R", help="of the link to it, which is taken as steady: 100Mbit/s")
+    parser.add_argument("--cloud-rtt", type=float, default=20.0, metavar="MS", help="its round trip (default: 20 ms)")
     parser.add_argument("--objective", default="latency", help="latency or energy (default: latency)")
+    parser.add_argument(
+        "--watts",
+        default="6,4.5,2.7",
+        metavar="C,S,W",
+        help="of the device while it computes, sends, waits (%(default)s)",
+    )
     parser.add_argument(
         "--accuracy-budget",
         type=float,
@@ -80,18 +93,56 @@ def measured(
 
 
 def gathered(arguments: argparse.Namespace, tell: Callable[[str], None]) -> list[Profile]:
-    """Of the device and of the host. Raises ConfigError for a profile of another model or an older torch."""
+    """Of the device, the host and the one behind that, if any.
+
+    Raises ConfigError for a profile of another model or an older torch.
+    """
     if arguments.host is not None and arguments.profile is None:
         raise ConfigError("--host needs --profile, the device's own; `fogline split profile` measures it there")
+    if (arguments.cloud is None) != (arguments.cloud_rate is None):
+        raise ConfigError("--cloud and --cloud-rate belong together: a second host's profile, and the rate to it")
     model = build(arguments)
     if arguments.profile is None:
-        device = measured(arguments, model, (arguments.batch,), tell)
+        device = measured(arguments, model, sizes(arguments), tell)
     else:
         device = _current(load(arguments.profile), model, arguments.threads)
     host = device if arguments.host is None else _current(load(arguments.host), model, arguments.threads)
+    behind = [] if arguments.cloud is None else [_current(load(arguments.cloud), model, arguments.threads)]
     if arguments.edge_factor is not None:
         device = device.scaled(arguments.edge_factor)
-    return [device, host]
+    return [device, host, *behind]
+
+
+def sizes(arguments: argparse.Namespace) -> list[int]:
+    """Batch sizes to choose from: `--batches`, where a command has that, or the one of `--batch`."""
+    text = getattr(arguments, "batches", None)
+    if text is None:
+        return [arguments.batch]
+    try:
+        found = sorted({int(one) for one in text.split(",")})
+    except ValueError as error:
+        raise ConfigError(f"--batches {text!r}: give numbers as in 1,4,8") from error
+    if found[0] < 1:
+        raise ConfigError(f"--batches {text}: give sizes of 1 or more")
+    return found
+
+
+def beyond(arguments: argparse.Namespace) -> LinkEstimate | None:
+    """The link between the hosts, where there are two. Raises ConfigError."""
+    if arguments.cloud_rate is None:
+        return None
+    if not 0 <= arguments.cloud_rtt < math.inf:
+        raise ConfigError(f"--cloud-rtt {arguments.cloud_rtt}: give milliseconds, 0 or more")
+    return LinkEstimate.stated(quantities.rate("--cloud-rate", arguments.cloud_rate), arguments.cloud_rtt / 1e3)
+
+
+def power(arguments: argparse.Namespace) -> Power:
+    """Of `--watts`. Raises ConfigError."""
+    try:
+        compute_w, transmit_w, idle_w = (float(one) for one in arguments.watts.split(","))
+    except ValueError as error:
+        raise ConfigError(f"--watts {arguments.watts!r}: give three numbers: computing, sending, waiting") from error
+    return Power(compute_w, transmit_w, idle_w)
 
 
 def _current(profile: Profile, model: nn.Module, threads: int) -> Profile:

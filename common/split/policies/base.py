@@ -62,7 +62,10 @@ class Policy(ABC):
         """Decide for the next batch. Takes microseconds: it is called for each."""
 
     def second_thought(self, situation: Situation, remaining_s: float) -> Choice | None:
-        """While the device computes a whole batch and needs `remaining_s` more: what to send after all, beside that."""
+        """While the device computes a whole batch and needs `remaining_s` more: what to send after all, beside that.
+
+        The situation's `pending` is the size of that batch.
+        """
         return None
 
     def worth_bit_s(self, load: Load, rtt_s: float) -> float | None:

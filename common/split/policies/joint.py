@@ -97,7 +97,10 @@ class Joint(Policy):
         """Send the input where that ends well before the device does: the link has come back meanwhile."""
         if self._objective.kind != "latency" or not self._inputs.any() or not situation.links[0].usable:
             return None
-        cost = np.where(self._inputs, self.table.latency_s(situation.links, situation.load), math.inf)
+        fit = self._inputs
+        if len(self._batches) > 1:
+            fit = fit & (self.table.batch == situation.pending)
+        cost = np.where(fit, self.table.latency_s(situation.links, situation.load), math.inf)
         best = int(cost.argmin())
         if cost[best] > (1 - SECOND_THOUGHT) * remaining_s:
             return None

@@ -73,7 +73,7 @@ def planning(profile: Path, *more: str) -> list[str]:
 
 def traces(here: Path) -> Path:
     folder = here / "links"
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     (folder / "stalls.csv").write_text("t_s,bps\n0,4000000\n1,0\n2,100000\n3,9000000\n")
     (folder / "steady.csv").write_text("t_s,bps\n0,1000000\n5,1000000\n")
     return folder
@@ -141,6 +141,66 @@ def test_bench_writes_figures_and_plots(profile: Path, here: Path, capsys: pytes
     for name in ("regret.png", "latency-links.png"):
         with Image.open(plots / name) as picture:
             assert picture.width > 500
+
+
+def test_bench_for_energy_spends_less_of_it(profile: Path, here: Path) -> None:
+    told = {}
+    for objective in ("latency", "energy"):
+        out = here / f"{objective}.json"
+        # Computing costs so much that even a device that is faster lets others do it.
+        words = planning(profile, "--traces", str(traces(here)), "--policies", "local,joint", "--objective", objective)
+        words += [
+            "--edge-factor",
+            "1",
+            "--watts",
+            "6000,1,0.5",
+            "--accuracy-budget",
+            "1",
+            "--rtt",
+            "0.1",
+            "--every",
+            "50",
+        ]
+        assert main(["split", "bench", *words, "--duration", "4", "--json", str(out)]) == 0
+        told[objective] = json.loads(out.read_text())
+        assert told[objective]["setting"]["objective"] == objective
+        assert told[objective]["policies"]["joint"]["power"] == {"compute_w": 6000, "transmit_w": 1, "idle_w": 0.5}
+    for quick, frugal in zip(told["latency"]["traces"], told["energy"]["traces"], strict=True):
+        assert frugal["policies"]["oracle"]["mean_j"] <= quick["policies"]["oracle"]["mean_j"]
+        assert frugal["policies"]["joint"]["regret"] == pytest.approx(
+            frugal["policies"]["joint"]["mean_j"] / frugal["policies"]["oracle"]["mean_j"] - 1
+        )
+    steady = [told[one]["traces"][1]["policies"]["joint"]["mean_j"] for one in ("energy", "latency")]
+    assert steady[0] < steady[1]
+
+
+def test_bench_forms_batches_of_what_comes_at_once(profile: Path, here: Path) -> None:
+    out = here / "many.json"
+    words = planning(profile, "--traces", str(traces(here)), "--policies", "local,joint", "--rtt", "50")
+    words += ["--batches", "1,2", "--at-once", "4", "--accuracy-budget", "1", "--edge-factor", "20000"]
+    assert main(["split", "bench", *words, "--duration", "4", "--json", str(out)]) == 0
+    told = json.loads(out.read_text())
+    assert {one["batch"] for one in told["options"]} == {1, 2}
+    assert told["setting"]["samples"] == 4
+    steady = told["traces"][1]
+    assert steady["policies"]["joint"]["mean_s"] < steady["policies"]["local"]["mean_s"]
+
+
+def test_a_second_host_behind_the_first(profile: Path, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = here / "two.json"
+    words = planning(profile, "--cloud", str(profile), "--cloud-rate", "1Gbit/s", "--cloud-rtt", "1")
+    assert main(["split", "explain", *words, "--rate", "8Mbit/s", "--json", str(out)]) == 0
+    assert "behind" in capsys.readouterr().out
+    told = json.loads(out.read_text())
+    both = [row for row in told["options"] if len(row["cuts"]) == 2]
+    assert both
+    assert all(row["round_trips_s"] == pytest.approx(0.021) for row in both)
+    assert told["beyond"] == [{"rate_bit_s": 1e9, "rtt_s": 0.001}]
+    words += ["--traces", str(traces(here)), "--policies", "local,joint", "--duration", "4", "--json", str(out)]
+    assert main(["split", "bench", *words]) == 0
+    told = json.loads(out.read_text())
+    assert told["setting"]["beyond"] == {"rate_bit_s": 1e9, "rtt_s": 0.001}
+    assert any("|" in one["option"] for one in told["options"])
 
 
 def test_labels_are_what_accuracy_is_measured_by(here: Path) -> None:
