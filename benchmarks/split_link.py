@@ -76,9 +76,9 @@ def namespaces(prefix: str) -> Iterator[tuple[str, str]]:
 
 
 def bucket(rate: float) -> list[str]:
-    """A token bucket of a rate in bit/s: bursts of 5 ms, a queue that no frame here overflows."""
+    """A token bucket of a rate in bit/s: bursts of 1 ms or one packet, a queue that no frame here overflows."""
     rate = min(max(rate, LEAST_BIT_S), MOST_BIT_S)
-    return ["tbf", "rate", f"{rate:.0f}bit", "burst", f"{max(3200, int(rate / 8 * 0.005))}", "limit", "4000000"]
+    return ["tbf", "rate", f"{rate:.0f}bit", "burst", f"{max(1600, int(rate / 8 * 0.001))}", "limit", "4000000"]
 
 
 @contextmanager
@@ -299,7 +299,7 @@ def measure(
         pki.save_enrolment(made, authority.certificate_pem, name, work)
     images = options.data / "kodak"
     words = ["-m", "fogline", "split", "profile", "--model", options.model, "--images", str(images)]
-    words += ["--codecs", options.codecs, "--rounds", "3"]
+    words += ["--codecs", options.codecs, "--rounds", "7"]
     print("measuring the host", file=sys.stderr)
     run(sys.executable, *words, "-o", str(work / "host.json"))
     print("measuring the device", file=sys.stderr)

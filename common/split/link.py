@@ -21,6 +21,7 @@ from collections import deque
 from dataclasses import dataclass
 from enum import Enum
 from statistics import NormalDist
+from typing import NamedTuple
 
 from fogline.common.errors import InternalError
 
@@ -33,8 +34,10 @@ class LinkState(Enum):
     DEAD = "dead"  # bytes are outstanding and nothing comes back, or the connection is lost
 
 
-@dataclass(frozen=True)
-class LinkEstimate:
+_ALIVE = LinkState.ALIVE
+
+
+class LinkEstimate(NamedTuple):
     """A link at one moment. `rate_bit_s` is 0 for a dead link and None for an unknown one."""
 
     state: LinkState
@@ -55,12 +58,12 @@ class LinkEstimate:
     @property
     def usable(self) -> bool:
         """Whether anything can be planned over it."""
-        return self.state is LinkState.ALIVE and bool(self.rate_bit_s)
+        return self.state is _ALIVE and bool(self.rate_bit_s)
 
     @property
     def seconds_per_byte(self) -> float:
         """Infinite where the link is not usable."""
-        return 8.0 / self.rate_bit_s if self.usable and self.rate_bit_s else math.inf
+        return 8.0 / self.rate_bit_s if self.state is _ALIVE and self.rate_bit_s else math.inf
 
 
 @dataclass(frozen=True)
@@ -94,7 +97,8 @@ class LinkEstimator:
         self._x = math.nan  # ln(seconds per byte)
         self._variance = math.inf
         self._observed = -math.inf  # when it was last observed
-        self._rtt = math.nan
+        self._trip_s = 0.0
+        self._trips = 0  # round trips that were told
         self._jitter = 0.0
         self._outstanding: deque[_Outstanding] = deque()
         self._numbers = 0
@@ -103,6 +107,7 @@ class LinkEstimator:
         self._probed = -math.inf
         self._wait = self.settings.probe_every_s[0]  # between probes: doubled while they tell nothing new
         self._lost = False
+        self._drift = self.settings.drift**2
         self._deviations = NormalDist().inv_cdf(1 - self.settings.chance)
         self.events = 0  # rises with all that is told
 
@@ -111,11 +116,12 @@ class LinkEstimator:
         if not (seconds >= 0 and math.isfinite(seconds)):
             raise InternalError(f"a round trip of {seconds} s; give a time that passed on a steady clock")
         self.events += 1
-        if math.isnan(self._rtt):
-            self._rtt, self._jitter = seconds, seconds / 8
+        self._trips += 1
+        if self._trips == 1:
+            self._trip_s, self._jitter = seconds, seconds / 8
         else:
-            self._jitter += (abs(seconds - self._rtt) - self._jitter) / 4
-            self._rtt += (seconds - self._rtt) / 8
+            self._jitter += (abs(seconds - self._trip_s) - self._jitter) / 4
+            self._trip_s += (seconds - self._trip_s) / 8
 
     def begin(self, now: float, count: int) -> int:
         """`count` bytes are ready and on their way; returns the transfer's number."""
@@ -150,7 +156,7 @@ class LinkEstimator:
             found.begun = min(found.begun, self._outstanding[0].begun)
             self._outstanding.popleft()
         self.events += 1
-        arrival = max(now - held_s - self._trip, found.begun)
+        arrival = max(now - held_s - self._trip_s, found.begun)
         # The round trip is an estimate, so what was sent later may seem to have arrived first.
         taken = max(0.0, arrival - max(found.begun, self._arrived))
         found.through = through
@@ -173,15 +179,19 @@ class LinkEstimator:
 
     def estimate(self, now: float) -> LinkEstimate:
         """What is known at `now`."""
-        backlog = sum(one.count - one.through for one in self._outstanding)
         age = now - self._observed
+        if not (self._outstanding or self._lost or math.isnan(self._x)):  # the usual case, before every request
+            age = max(0.0, age)
+            spread = math.sqrt(self._variance + self._drift * age)
+            return LinkEstimate(_ALIVE, 8.0 * math.exp(-self._x), self._trip_s, self._jitter, spread, age)
+        backlog = sum(one.count - one.through for one in self._outstanding)
         if self._is_dead(now):
-            return LinkEstimate(LinkState.DEAD, 0.0, self._trip, self._jitter, math.inf, age, backlog)
+            return LinkEstimate(LinkState.DEAD, 0.0, self._trip_s, self._jitter, math.inf, age, backlog)
         if math.isnan(self._x):
-            return LinkEstimate(LinkState.UNKNOWN, None, self._trip, self._jitter, math.inf, math.inf, backlog)
+            return LinkEstimate(LinkState.UNKNOWN, None, self._trip_s, self._jitter, math.inf, math.inf, backlog)
         per_byte = max(math.exp(self._x), self._overdue(now))
         return LinkEstimate(
-            LinkState.ALIVE, 8.0 / per_byte, self._trip, self._jitter, self._spread(now), max(0.0, age), backlog
+            LinkState.ALIVE, 8.0 / per_byte, self._trip_s, self._jitter, self._spread(now), max(0.0, age), backlog
         )
 
     def probe_due(self, now: float, rate_bit_s: float | None = None) -> bool:
@@ -233,12 +243,8 @@ class LinkEstimator:
         seconds = max(self.settings.probe_s, 4 * self._jitter)
         return int(min(max(seconds / per_byte, least), most))
 
-    @property
-    def _trip(self) -> float:
-        return 0.0 if math.isnan(self._rtt) else self._rtt
-
     def _spread(self, now: float) -> float:
-        return math.sqrt(self._variance + self.settings.drift**2 * max(0.0, now - self._observed))
+        return math.sqrt(self._variance + self._drift * max(0.0, now - self._observed))
 
     def _observe(self, now: float, count: int, seconds: float) -> None:
         """One transfer of `count` bytes took `seconds` of the link."""
@@ -253,7 +259,7 @@ class LinkEstimator:
         if math.isnan(self._x):
             self._x, self._variance = seen, noise
         else:
-            before = self._variance + self.settings.drift**2 * max(0.0, now - self._observed)
+            before = self._variance + self._drift * max(0.0, now - self._observed)
             apart = seen - self._x
             if apart * apart > self.settings.surprise**2 * (before + noise):
                 before = apart * apart  # which is also a reason to look again soon
@@ -274,7 +280,7 @@ class LinkEstimator:
             return 0.0
         first = self._outstanding[0]
         since = max(first.begun, self._arrived if first.through or self._arrived > first.begun else first.begun)
-        silent = now - since - self._trip - self._jitter
+        silent = now - since - self._trip_s - self._jitter
         count = first.count - first.through
         least = silent / count
         return 2 * least if least > math.exp(self._x) * 1.1 else 0.0
@@ -286,7 +292,7 @@ class LinkEstimator:
             return False
         first = self._outstanding[0]
         since = max(first.begun, self._progress)
-        expected = self._trip + 4 * self._jitter
+        expected = self._trip_s + 4 * self._jitter
         if not math.isnan(self._x):
             expected += 2 * (first.count - first.through) * math.exp(self._x)
         return now - since > expected + self.settings.dead_after_s

@@ -13,9 +13,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-import numpy as np
-from numpy.typing import NDArray
-
 from fogline.common.errors import ConfigError
 from fogline.common.split.link import LinkEstimate
 from fogline.common.split.profile import INPUT, CutFigures, Profile
@@ -92,52 +89,67 @@ class Terms:
 
 
 class Table:
-    """Options as arrays, so that weighing all of them costs microseconds."""
+    """Options as plain rows, so that weighing them costs microseconds.
+
+    After a model has run, what a decision touches comes from memory: there a loop over numbers is faster than a few
+    calls of an array library, up to some hundred options.
+    """
 
     def __init__(self, options: Sequence[Option]) -> None:
         self.options = tuple(options)
         self.hops = max((len(one.cuts) for one in options), default=0)
-        self.batch = np.array([one.batch for one in options], float)
-        self.device_s = np.array([one.hosts_s[0] for one in options], float)
-        self.rest_s = np.array([one.rest_s for one in options], float)
-        self.used = np.array([[float(h < len(one.cuts)) for one in options] for h in range(self.hops)])
-        self.bytes = np.array(
-            [[one.coded_bytes[h] if h < len(one.cuts) else 0.0 for one in options] for h in range(self.hops)]
-        )
-        self.host_s = np.array(
-            [[one.hosts_s[h + 1] if h < len(one.cuts) else 0.0 for one in options] for h in range(self.hops)]
-        )
+        self.batch = [one.batch for one in options]
+        self.device_s = [one.hosts_s[0] for one in options]
+        self.rest_s = [one.rest_s for one in options]
         self.local = next((i for i, one in enumerate(self.options) if not one.cuts), None)
-        columns = [self.device_s]
-        for hop in range(self.hops):
-            columns += [self.bytes[hop], self.used[hop], self.host_s[hop]]
-        self._terms = np.column_stack(columns)  # one product with what links and hosts do now weighs all options
+        self.bytes = [_padded(one.coded_bytes, self.hops) for one in options]  # by hop
+        self.host_s = [_padded(one.hosts_s[1:], self.hops) for one in options]
+        # Device, then for each hop: bytes, whether it is used, host.
+        self._rows = [
+            (d, *(x for h in range(self.hops) for x in (b[h], float(h < len(one.cuts)), s[h])))
+            for one, d, b, s in zip(options, self.device_s, self.bytes, self.host_s, strict=True)
+        ]
 
-    def latency_s(self, links: Sequence[LinkEstimate], load: Load) -> NDArray[np.float64]:
+    def latency_s(self, links: Sequence[LinkEstimate], load: Load) -> list[float]:
         """Predicted seconds of each option; infinite for those that need a link which can't be used."""
-        now, without = [load.factors[0]], []
-        for hop in range(self.hops):
-            link = links[hop] if hop < len(links) else None
-            if link is None or not link.usable:
-                now += [0.0, 0.0, 0.0]
-                without.append(hop)
-                continue
-            per_byte = link.seconds_per_byte
-            fixed = link.rtt_s + link.backlog_bytes * per_byte + load.queues_s[hop + 1]
-            now += [per_byte, fixed, load.factors[hop + 1]]
-        total: NDArray[np.float64] = self._terms @ np.array(now)
-        for hop in without:
-            total[self.used[hop] > 0] = math.inf
-        return total
+        factor = load.factors[0]
+        if not self.hops:
+            return [factor * device for device in self.device_s]
+        per_byte, fixed, host = self._weights(0, links, load)
+        if self.hops == 1:
+            return [
+                d * factor + b * per_byte + fixed + s * host if used else d * factor for d, b, used, s in self._rows
+            ]
+        then_byte, then_fixed, then_host = self._weights(1, links, load)
+        return [
+            d * factor
+            + (b * per_byte + fixed + s * host if used else 0.0)
+            + (c * then_byte + then_fixed + t * then_host if more else 0.0)
+            for d, b, used, s, c, more, t in self._rows
+        ]
 
-    def energy_j(self, links: Sequence[LinkEstimate], load: Load, power: Power) -> NDArray[np.float64]:
+    def _weights(self, hop: int, links: Sequence[LinkEstimate], load: Load) -> tuple[float, float, float]:
+        """Seconds per byte, seconds whatever the bytes, which are infinite without a link, and the host's factor."""
+        if hop >= len(links):
+            return 0.0, math.inf, 0.0
+        link = links[hop]
+        per_byte = link.seconds_per_byte
+        if per_byte == math.inf:
+            return 0.0, math.inf, 0.0
+        fixed = link.rtt_s + link.backlog_bytes * per_byte + load.queues_s[hop + 1]
+        return per_byte, fixed, load.factors[hop + 1]
+
+    def energy_j(self, links: Sequence[LinkEstimate], load: Load, power: Power) -> list[float]:
         """Joules that the device spends; infinite where the latency is."""
-        compute = self.device_s * load.factors[0]
-        waiting = self.latency_s(links, load) - compute
-        sending = np.zeros(len(self.options))
-        if self.hops and links and links[0].usable:
-            sending = self.bytes[0] * links[0].seconds_per_byte
-        return compute * power.compute_w + sending * power.transmit_w + (waiting - sending) * power.idle_w
+        usable = bool(self.hops and links and links[0].usable)
+        per_byte = links[0].seconds_per_byte if usable else 0.0
+        found = []
+        for total, device, counts in zip(self.latency_s(links, load), self.device_s, self.bytes, strict=True):
+            compute = device * load.factors[0]
+            sending = counts[0] * per_byte if usable else 0.0
+            waiting = total - compute - sending
+            found.append(compute * power.compute_w + sending * power.transmit_w + waiting * power.idle_w)
+        return found
 
     def terms(self, index: int, links: Sequence[LinkEstimate], load: Load, power: Power) -> Terms:
         """Every term of one option, for people."""
@@ -157,24 +169,33 @@ class Table:
         return Terms(one, device, transfer, trips, waiting, hosts, energy)
 
 
-def pareto(options: Sequence[Option]) -> list[Option]:
+def _padded(values: Sequence[float], length: int) -> tuple[float, ...]:
+    return (*values, *(0.0,) * (length - len(values)))
+
+
+def pareto(options: Sequence[Option], tolerance: float = 0.0) -> list[Option]:
     """Without those that another beats in bytes and time on every host, so that no link or load could make them best.
 
-    Accuracy is not weighed: leave out what loses too much before.
+    Nor those that another would beat if it were faster by the share `tolerance` of all that hosts compute for it: that
+    loses so much at most on unloaded hosts. Accuracy is not weighed: leave out what loses too much before.
     """
 
-    def figures(one: Option) -> tuple[float, ...]:
+    def figures(one: Option) -> tuple[tuple[float, ...], tuple[float, ...]]:
         pad = MAX_HOPS - len(one.cuts)
-        return (*one.hosts_s, *(0.0,) * pad, *one.coded_bytes, *(0.0,) * pad, len(one.cuts))
+        return (*one.hosts_s, *(0.0,) * pad), (*one.coded_bytes, *(0.0,) * pad, len(one.cuts))
 
-    kept: list[tuple[Option, tuple[float, ...]]] = []
-    ordered = sorted(((one, figures(one)) for one in options), key=lambda pair: (sum(pair[1][:3]), pair[1]))
-    for one, mine in ordered:
-        beaten = any(
-            other.batch == one.batch and all(a <= b for a, b in zip(theirs, mine, strict=True))
-            for other, theirs in kept
-        )
-        if not beaten:
+    def beats(
+        one: tuple[tuple[float, ...], tuple[float, ...]], other: tuple[tuple[float, ...], tuple[float, ...]]
+    ) -> bool:
+        later = sum(max(0.0, a - b) for a, b in zip(one[0], other[0], strict=True))
+        return later <= tolerance * sum(other[0]) and all(a <= b for a, b in zip(one[1], other[1], strict=True))
+
+    kept: list[tuple[Option, tuple[tuple[float, ...], tuple[float, ...]]]] = []
+    # Who sends less first: what is a little slower, and sends less, then takes the place of what is a little faster.
+    order = [(one, figures(one)) for one in options]
+    order.sort(key=lambda pair: (pair[1][1], sum(pair[1][0])) if tolerance else (sum(pair[1][0]), pair[1][1]))
+    for one, mine in order:
+        if not any(other.batch == one.batch and beats(theirs, mine) for other, theirs in kept):
             kept.append((one, mine))
     found = {id(one) for one, _ in kept}
     return [one for one in options if id(one) in found]

@@ -5,14 +5,11 @@ from __future__ import annotations
 import difflib
 import importlib
 import inspect
-import math
 import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, TypeVar
-
-import numpy as np
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 from fogline.common.errors import ConfigError
 from fogline.common.split.link import LinkEstimate
@@ -21,18 +18,16 @@ from fogline.common.split.options import Load, Option, Power, Table
 P = TypeVar("P", bound="type[Policy]")
 
 
-@dataclass(frozen=True)
-class Situation:
+class Situation(NamedTuple):
     """All that a policy may look at. `pending` is how many samples wait to be inferred."""
 
     now: float
     links: tuple[LinkEstimate, ...]
-    load: Load = field(default_factory=Load)
+    load: Load = Load()
     pending: int = 1
 
 
-@dataclass(frozen=True)
-class Choice:
+class Choice(NamedTuple):
     """An option, and why. `expected_s` is what the policy believes it takes; None where it has no opinion.
 
     Where nothing came back `deadline_s` after the bytes were handed to the link, the rest is to be computed on the
@@ -76,11 +71,16 @@ class Policy(ABC):
         table = self.table
         if table.local is None or not table.hops:
             return None
-        local = float(table.device_s[table.local]) * load.factors[0]
-        fixed = table.device_s * load.factors[0] + rtt_s + load.queues_s[1] + table.host_s[0] * load.factors[1]
-        with np.errstate(divide="ignore", invalid="ignore"):
-            per_byte = np.where((table.used[0] > 0) & (table.bytes[0] > 0), (local - fixed) / table.bytes[0], -math.inf)
-        best = float(per_byte.max())
+        own, host, fixed = load.factors[0], load.factors[1], rtt_s + load.queues_s[1]
+        local = table.device_s[table.local] * own
+        best = max(
+            (
+                (local - device * own - fixed - seconds[0] * host) / counts[0]
+                for device, counts, seconds in zip(table.device_s, table.bytes, table.host_s, strict=True)
+                if counts[0] > 0
+            ),
+            default=0.0,
+        )
         return 8.0 / best if best > 0 else None
 
 
@@ -139,7 +139,7 @@ class Objective:
         if self.kind not in ("latency", "energy"):
             raise ConfigError(f"objective {self.kind!r}; give latency or energy")
 
-    def cost(self, table: Table, links: Sequence[LinkEstimate], load: Load) -> Any:
+    def cost(self, table: Table, links: Sequence[LinkEstimate], load: Load) -> list[float]:
         """One number for each option of a table; infinite where it can't be run."""
         if self.kind == "latency":
             return table.latency_s(links, load)

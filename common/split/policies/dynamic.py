@@ -11,8 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
-
 from fogline.common.split.options import Load, Option
 from fogline.common.split.policies.base import Choice, Policy, Situation, register
 from fogline.common.split.profile import INPUT
@@ -34,10 +32,10 @@ class Dynamic(Policy):
                 least = one.ratio
         super().__init__(chosen)
         # The paper's times are of head and tail alone.
-        coding = np.array([sum(one.coding_s[0]) if one.coding_s else 0.0 for one in self.table.options])
-        hosts = self.table.host_s.sum(axis=0) if self.table.hops else 0.0
-        self._compute_s = self.table.device_s + hosts - coding
-        self._bytes = self.table.bytes[0] if self.table.hops else np.zeros(len(chosen))
+        self._rows = [
+            (sum(one.hosts_s) - (sum(one.coding_s[0]) if one.coding_s else 0.0), sum(one.coded_bytes[:1]))
+            for one in self.table.options
+        ]
 
     def choose(self, situation: Situation) -> Choice:
         """The arg-min; local where there is no rate."""
@@ -45,10 +43,12 @@ class Dynamic(Policy):
         if not link.usable:
             if self.table.local is not None:
                 return Choice(self.table.options[self.table.local], f"the link is {link.state.value}")
-            return Choice(self.table.options[int(self._bytes.argmin())], f"the link is {link.state.value}: least bytes")
-        cost = self._compute_s + self._bytes * link.seconds_per_byte
-        best = int(cost.argmin())
-        return Choice(self.table.options[best], "least latency", float(cost[best]))
+            least = min(range(len(self._rows)), key=lambda index: self._rows[index][1])
+            return Choice(self.table.options[least], f"the link is {link.state.value}: least bytes")
+        per_byte = link.seconds_per_byte
+        cost = [compute + count * per_byte for compute, count in self._rows]
+        best = cost.index(min(cost))
+        return Choice(self.table.options[best], "least latency", cost[best])
 
     def worth_bit_s(self, load: Load, rtt_s: float) -> float | None:
         """By the paper's own formula, which knows neither load nor round trip."""

@@ -9,8 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-import numpy as np
-
 from fogline.common.errors import ConfigError
 from fogline.common.split.options import Option, Power, pareto
 from fogline.common.split.policies.base import Choice, Objective, Policy, Situation, register
@@ -54,6 +52,7 @@ class Joint(Policy):
         if min_gain >= 0.25:
             raise ConfigError(f"policy joint: min_gain {min_gain}; give less than 0.25, or nothing ever changes")
         self._objective = Objective(objective, power or Power())
+        self._reason = f"least {objective}"
         self._min_gain, self._dwell_s = min_gain, dwell_s
         self._patience, self._min_wait_s = patience, min_wait_s
         allowed = [one for one in options if one.accuracy_drop <= accuracy_budget]
@@ -62,9 +61,11 @@ class Joint(Policy):
                 f"policy joint: every option loses more than the accuracy budget of {accuracy_budget}; "
                 "raise it, or measure codecs that lose less"
             )
-        super().__init__(pareto(allowed))
+        super().__init__(
+            pareto(allowed, min_gain / 4)
+        )  # fewer to weigh, and nothing that hysteresis would ever change to
         self._batches = sorted({one.batch for one in self.table.options})
-        self._inputs = np.array([one.cuts[:1] == (INPUT,) for one in self.table.options], bool)
+        self._inputs = [index for index, one in enumerate(self.table.options) if one.cuts[:1] == (INPUT,)]
         self._held: int | None = None
         self._since = -math.inf
 
@@ -72,16 +73,17 @@ class Joint(Policy):
         """The arg-min with hysteresis."""
         table = self.table
         cost = self._objective.cost(table, situation.links, situation.load)
+        plain = self._objective.kind == "latency" and len(self._batches) == 1
         if len(self._batches) > 1:
             cost = self._by_batch(cost, situation.pending)
-        best = int(cost.argmin())
-        if not cost[best] < math.inf:
+        least = min(cost)
+        if not least < math.inf:
             return self._without_link(situation)
-        reason = f"least {self._objective.kind}"
+        best, reason = cost.index(least), self._reason
         held = self._held
         if held is not None and held != best:
             recent = situation.now - self._since < self._dwell_s
-            gain = 1.0 - cost[best] / cost[held] if cost[held] < math.inf else 1.0
+            gain = 1.0 - least / cost[held] if cost[held] < math.inf else 1.0
             if gain < self._min_gain * (4 if recent else 1):
                 best, reason = held, "in use; none gains enough"
         if best != held:
@@ -90,42 +92,44 @@ class Joint(Policy):
         if not option.cuts:
             if not situation.links or not situation.links[0].usable:
                 reason = f"the link is {situation.links[0].state.value}" if situation.links else "there is no link"
-            return Choice(option, reason, float(table.device_s[best]) * situation.load.factors[0])
-        return self._with_deadline(best, situation, reason)
+            return Choice(option, reason, table.device_s[best] * situation.load.factors[0])
+        latency = cost if plain else table.latency_s(situation.links, situation.load)
+        return self._with_deadline(best, situation, latency[best], reason)
 
     def second_thought(self, situation: Situation, remaining_s: float) -> Choice | None:
         """Send the input where that ends well before the device does: the link has come back meanwhile."""
-        if self._objective.kind != "latency" or not self._inputs.any() or not situation.links[0].usable:
+        if self._objective.kind != "latency" or not situation.links[0].usable:
             return None
-        fit = self._inputs
-        if len(self._batches) > 1:
-            fit = fit & (self.table.batch == situation.pending)
-        cost = np.where(fit, self.table.latency_s(situation.links, situation.load), math.inf)
-        best = int(cost.argmin())
+        many, table = len(self._batches) > 1, self.table
+        fit = [one for one in self._inputs if not many or table.batch[one] == situation.pending]
+        if not fit:
+            return None
+        cost = table.latency_s(situation.links, situation.load)
+        best = min(fit, key=cost.__getitem__)
         if cost[best] > (1 - SECOND_THOUGHT) * remaining_s:
             return None
-        return Choice(self.table.options[best], "the link is back", float(cost[best]))
+        return Choice(table.options[best], "the link is back", cost[best])
 
-    def _with_deadline(self, index: int, situation: Situation, reason: str) -> Choice:
-        table, load, link = self.table, situation.load, situation.links[0]
-        device = float(table.device_s[index]) * load.factors[0]
-        expected = float(table.latency_s(situation.links, load)[index])
+    def _with_deadline(self, index: int, situation: Situation, latency_s: float, reason: str) -> Choice:
         deadline = None
-        if table.local is not None:
-            deadline = max(self._patience * (expected - device) + 4 * link.jitter_s, self._min_wait_s)
-        return Choice(table.options[index], reason, expected, deadline)
+        if self.table.local is not None:
+            device = self.table.device_s[index] * situation.load.factors[0]
+            jitter_s = situation.links[0].jitter_s
+            deadline = max(self._patience * (latency_s - device) + 4 * jitter_s, self._min_wait_s)
+        return Choice(self.table.options[index], reason, latency_s, deadline)
 
     def _without_link(self, situation: Situation) -> Choice:
         """No option can be run now and the device can't do it alone: the least bytes have the best chance."""
-        index = int(self.table.bytes[0].argmin())
+        index = min(range(len(self.table.options)), key=lambda one: self.table.bytes[one][0])
         self._held = index
         return Choice(self.table.options[index], f"the link is {situation.links[0].state.value}: least bytes")
 
-    def _by_batch(self, cost: np.ndarray, pending: int) -> np.ndarray:
+    def _by_batch(self, cost: list[float], pending: int) -> list[float]:
         """Mean time until the waiting samples are done, batch after batch; energy is by sample."""
-        size = self.table.batch
-        fits = size <= max(pending, self._batches[0])
+        most, waiting = max(pending, self._batches[0]), max(pending, 1)
         if self._objective.kind == "energy":
-            return np.where(fits, cost / size, math.inf)
-        rounds = np.ceil(max(pending, 1) / size)
-        return np.where(fits, cost * (rounds + 1) / 2, math.inf)
+            return [one / size if size <= most else math.inf for one, size in zip(cost, self.table.batch, strict=True)]
+        return [
+            one * (math.ceil(waiting / size) + 1) / 2 if size <= most else math.inf
+            for one, size in zip(cost, self.table.batch, strict=True)
+        ]

@@ -28,5 +28,5 @@ class Neurosurgeon(Policy):
         """The arg-min; local where the link is not usable."""
         links = [LinkEstimate.stated(link.rate_bit_s or 0.0) for link in situation.links]
         cost = self._objective.cost(self.table, links, situation.load)
-        best = int(cost.argmin())
-        return Choice(self.table.options[best], f"least {self._objective.kind}", float(cost[best]))
+        best = cost.index(min(cost))
+        return Choice(self.table.options[best], f"least {self._objective.kind}", cost[best])

@@ -124,7 +124,7 @@ def test_joint_is_the_arg_min_of_everything_that_the_budget_allows(options: list
         table = Table(allowed)
         for rate in RATES:
             choice = make("joint", options, {"accuracy_budget": budget}).choose(at(rate, rtt=0.03))
-            least = table.latency_s([LinkEstimate.stated(rate, 0.03)], Load()).min()
+            least = min(table.latency_s([LinkEstimate.stated(rate, 0.03)], Load()))
             assert choice.expected_s == pytest.approx(least)
             assert set(choice.option.codecs) <= codecs
     assert make("joint", options, {"accuracy_budget": 0.1}).choose(at(1e6)).option.name == "input jpeg-input"
@@ -192,7 +192,7 @@ def test_the_rate_in_question_is_where_the_device_and_the_best_offload_cost_the_
     rate = policy.worth_bit_s(Load(), 0.02)
     assert rate is not None
     latency = policy.table.latency_s([LinkEstimate.stated(rate, 0.02)], Load())
-    assert latency[1:].min() == pytest.approx(latency[0])
+    assert min(latency[1:]) == pytest.approx(latency[0])
     assert policy.worth_bit_s(Load((1.0, 100.0, 1.0)), 0.02) is None
     assert make("local", options).worth_bit_s(Load(), 0.0) is None
 
