@@ -278,9 +278,18 @@ class Dashboard:
     def json(self) -> Json:
         """As Grafana provisions it."""
         source: Json = {
-            "type": "datasource", "name": "datasource", "label": "Prometheus", "query": "prometheus", "regex": "",
-            "refresh": 1, "multi": False, "includeAll": False, "options": [], "hide": 0, "current": {"text": "default", "value": "default"},
-        }  # fmt: skip
+            "type": "datasource",
+            "name": "datasource",
+            "label": "Prometheus",
+            "query": "prometheus",
+            "regex": "",
+            "refresh": 1,
+            "multi": False,
+            "includeAll": False,
+            "options": [],
+            "hide": 0,
+            "current": {"text": "default", "value": "default"},
+        }
         firing: Json = {
             "name": "Alerts", "datasource": DATASOURCE, "enable": True, "hide": False, "iconColor": RED,
             "expr": 'ALERTS{alertstate="firing", alertname=~"Fogline.*"}', "titleFormat": "{{alertname}}",
