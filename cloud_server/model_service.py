@@ -14,7 +14,7 @@ from fogline.common.clock import now_us
 from fogline.common.errors import InputError, ProtocolError, UnavailableError
 from fogline.common.rpc.gen import control_pb2 as pb
 from fogline.common.rpc.gen import control_pb2_grpc, transfer_pb2
-from fogline.common.rpc.peer import require
+from fogline.common.rpc.peer import peer
 
 CHUNK_BYTES = 256 << 10
 
@@ -41,7 +41,7 @@ class ModelService(control_pb2_grpc.ModelServiceServicer):
         self, request_iterator: AsyncIterator[pb.PublishModelRequest], context: Any
     ) -> AsyncIterator[pb.PublishModelResponse]:
         """Take in models, one after another on a stream."""
-        device = require(context, "edge", "fog", "cloud").name
+        device = peer(context).name
         upload: _Upload | None = None
         try:
             async for request in request_iterator:
@@ -73,13 +73,11 @@ class ModelService(control_pb2_grpc.ModelServiceServicer):
 
     async def LatestModel(self, request: pb.LatestModelRequest, context: Any) -> pb.LatestModelResponse:
         """Answer with the newest version of a model, if there is one."""
-        require(context, "edge", "fog", "cloud")
         found = await asyncio.to_thread(self._models.latest, request.name)
         return pb.LatestModelResponse(model=model_version(found) if found else None)
 
     async def FetchModel(self, request: pb.FetchModelRequest, context: Any) -> AsyncIterator[pb.FetchModelResponse]:
         """Send a model's bytes from an offset on."""
-        require(context, "edge", "fog", "cloud")
         path, size = await asyncio.to_thread(self._models.open_for_reading, request.digest)
         if request.offset > size:
             raise InputError(f"model {request.digest.hex()} has {size} bytes; {request.offset} is past its end")

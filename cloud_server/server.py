@@ -10,13 +10,14 @@ from fogline.cloud_server.config import CloudConfig
 from fogline.cloud_server.fleet_service import FleetService
 from fogline.cloud_server.model_service import ModelService
 from fogline.cloud_server.models import ModelStore
-from fogline.cloud_server.registry import Registry
+from fogline.cloud_server.registry import MISSES, Registry
 from fogline.common import notify, pki, process
 from fogline.common.clock import now_us
 from fogline.common.files import DirectoryLock
 from fogline.common.metrics import DEVICE_ROLES, CloudMetrics
 from fogline.common.rpc.accounting import LinkMeter
 from fogline.common.rpc.gen import control_pb2_grpc
+from fogline.common.rpc.presence import Presence
 from fogline.common.rpc.server import aio_server
 from fogline.common.tails.config import TailHostConfig
 from fogline.common.tails.supervisor import TailHostProcess, check
@@ -33,6 +34,7 @@ async def serve(config: CloudConfig) -> None:
     registry = Registry(config.data_dir / "fleet.sqlite", config.heartbeat_ms, config.max_devices)
     models = ModelStore(config.data_dir / "models", config.models)
     _connect(metrics, registry, models)
+    presence = Presence(hold_s=MISSES * config.heartbeat_ms / 1000)
     state = {"ok": False}
     web, metrics_port = metrics.serve(config.metrics, lambda: state, data_dir=config.data_dir, tls=config.tls)
     try:
@@ -43,10 +45,11 @@ async def serve(config: CloudConfig) -> None:
             [
                 (
                     control_pb2_grpc.add_FleetServiceServicer_to_server,
-                    FleetService(registry, models, config.heartbeat_ms),
+                    FleetService(registry, models, config.heartbeat_ms, presence=presence),
                 ),
                 (control_pb2_grpc.add_ModelServiceServicer_to_server, ModelService(models)),
             ],
+            presence=presence,
         )
         tensors_port, watching = None, None
         if tails is not None:

@@ -51,6 +51,7 @@ class TlsConfig(Config, frozen=True):
     authority: Annotated[
         str, Meta(description="host:port of the certificate service; empty: no renewal, no revocation list")
     ] = ""
+    refresh_s: Annotated[float, Meta(ge=0.1, le=20, description="How often a server asks what was revoked")] = 15.0
     insecure: Annotated[bool, Meta(description="No TLS and no identity; refused except on loopback")] = False
 
     def __post_init__(self) -> None:

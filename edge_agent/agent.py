@@ -6,13 +6,16 @@ import logging
 import os
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import fogline
 from fogline.common import notify, pki, process
+from fogline.common.authority.keeper import Keeper, ensure
 from fogline.common.errors import ConfigError, FoglineError, IdentityError
 from fogline.common.files import DirectoryLock
 from fogline.common.images.record import ImageRecord
+from fogline.common.instance import instance
 from fogline.common.metrics import EdgeMetrics, count_record
 from fogline.common.rpc.accounting import LinkMeter
 from fogline.common.rpc.peer import Peer
@@ -38,11 +41,13 @@ _STOP_S = 3.0  # for every task to end; then the process ends without them
 
 def serve(config: EdgeConfig, clock: FogClock | None = None) -> int:
     """Run until SIGTERM or SIGINT. Raises ConfigError and IdentityError for what only the operator can mend."""
+    ensure(config.tls)
     me = identity(config)
     trains = training.wanted(config.train)
     stopped = process.stop_event()
     lock = DirectoryLock(config.data_dir, "agent")
     try:
+        me = replace(me, instance=instance(config.data_dir))
         agent = Agent(config, me, clock or FogClock(), trains=trains)
         try:
             agent.start(stopped)
@@ -74,7 +79,7 @@ def identity(config: EdgeConfig) -> Peer:
             f"{cert} is a certificate of {found.name!r}, and this agent is {config.name!r}; set name, or enrol it",
             number=703,
         )
-    return Peer(found.name, found.role)
+    return Peer(found.name, found.role, found.tenant)
 
 
 class Agent:
@@ -118,10 +123,13 @@ class Agent:
         self._metrics.outbox_max_bytes.set(config.outbox.max_bytes)
         self._metrics.library_max_bytes.set(config.library.max_bytes)
         self._web, self.metrics_port = self._metrics.serve(config.metrics, self.health, data_dir=root, tls=tls)
+        self._keeper = Keeper(tls, on_renewed=self._reconnect) if tls.authority and not tls.insecure else None
 
     def start(self, stopped: threading.Event) -> None:
         """Start every task. Raises IdentityError or ConfigError when the fog node and we can't ever get on."""
         self.refresh()
+        if self._keeper is not None:
+            self._keeper.start()
         if self._config.capture.source != "none":
             self._supervisor.add("capture", self._capture.run)
         self._first_contact(stopped)
@@ -158,6 +166,8 @@ class Agent:
     def close(self) -> list[str]:
         """Stop every task; the names of those that did not end in time."""
         self._stop.set()
+        if self._keeper is not None:
+            self._keeper.close()
         self._fog.close()
         stuck = self._supervisor.join(_STOP_S)
         if self._cloud is not None:
@@ -247,6 +257,7 @@ class Agent:
         }
         troubles = {
             "fog": self._fog.error,
+            "identity": "" if self._cloud is None else self._cloud.notice,
             "fog_full": self._uploader.full,
             "disk": receiving.full,
             "train": self._trainer.state.trouble if self._trainer else "",
@@ -257,6 +268,7 @@ class Agent:
             "ok": not any(troubles.values()),
             "troubles": {name: text for name, text in troubles.items() if text},
             "cloud": "none" if self._cloud is None else self._cloud.error or "connected",
+            "certificate": "not renewed here" if self._keeper is None else self._keeper.trouble or "kept fresh",
             "clock_offset_us": self._clock.offset_us,
             "capture": {"done": self._capture.done, "waiting": self._capture.waiting, "refused": self._capture.refused},
             "uplink": self._uploader.form.text,
@@ -287,6 +299,11 @@ class Agent:
             "seconds": state.progress.seconds,
             "restarts": state.restarts,
         }
+
+    def _reconnect(self) -> None:
+        self._fog.reconnect()
+        if self._cloud is not None:
+            self._cloud.reconnect()
 
     def _fogs(self) -> list[str]:
         if self._config.fog != DISCOVER or self._cloud is None:

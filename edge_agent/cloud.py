@@ -29,6 +29,7 @@ from fogline.edge_agent.workers import Stop
 _log = logging.getLogger(__name__)
 _DEADLINE_S = 10.0
 _MAX_FOGS = 16
+_MAX_NOTICE = 500  # characters
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,7 @@ class CloudLink(Link[CloudSession]):
         self._tls, self._me, self._meter, self._version = tls, me, meter, version
         self._capabilities = dict(capabilities)
         self._known_fogs = state_dir / "fogs.json"
+        self.notice = ""  # what the cloud server wants our operator to know
 
     def heartbeats(
         self,
@@ -70,6 +72,7 @@ class CloudLink(Link[CloudSession]):
                     with translate(self.address):
                         answer = session.fleet.Heartbeat(pb.HeartbeatRequest(gauges=gauges(), models=held()))
                     self.progressed()
+                    self._tell(answer.notice)
                     if answer.newer:
                         on_newer(list(answer.newer))
                     if self._stop.wait(max(0.1, session.heartbeat_s - (time.monotonic() - started))):
@@ -78,6 +81,11 @@ class CloudLink(Link[CloudSession]):
                     session.fleet.Leave(pb.LeaveRequest(), timeout=1.0)
             except FoglineError as error:
                 self.failed(session, error)
+
+    def _tell(self, notice: str) -> None:
+        if notice and notice != self.notice:
+            _log.error("%s", notice[:_MAX_NOTICE])
+        self.notice = notice[:_MAX_NOTICE]
 
     def fogs(self) -> list[str]:
         """Addresses of live fog nodes, least loaded first; those of the last answer when the cloud is out of reach."""

@@ -79,6 +79,13 @@ class Link(ABC, Generic[S]):
         """The peer did something useful: the next trouble starts with a short wait again."""
         self._backoff.reset()
 
+    def reconnect(self) -> None:
+        """Our certificate was renewed: have the next use connect with it. What runs begins anew, where it stood."""
+        with self._lock:
+            session, self._session = self._session, None
+        if session is not None:
+            session.channel.close()
+
     def close(self) -> None:
         """Cancel what runs and disconnect."""
         # Without the lock: whoever is connecting holds it, for as long as that takes.

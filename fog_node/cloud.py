@@ -11,6 +11,7 @@ import fogline
 from fogline.common.clock import now_us
 from fogline.common.config import TlsConfig
 from fogline.common.errors import FoglineError
+from fogline.common.rpc import tls as tls_files
 from fogline.common.rpc.accounting import LinkMeter
 from fogline.common.rpc.channel import aio_connect
 from fogline.common.rpc.gen import control_pb2 as pb
@@ -59,6 +60,7 @@ class Membership:
                 await self._backoff.wait_async(stop)
 
     async def _member(self, stop: asyncio.Event) -> None:
+        certificates = () if self._tls.insecure else tls_files.stamp(self._tls)
         channel = await aio_connect(self._cloud, self._tls, meter=self._meter, deadline_s=CALL_S, me=self._me)
         try:
             with translate(self._cloud):
@@ -75,6 +77,8 @@ class Membership:
                 self._backoff.reset()
                 log.info("joined the fleet", extra={"cloud": self._cloud, "address": self._address})
                 while not await _set_within(stop, max(0.1, joined.heartbeat_ms / 1000)):
+                    if certificates and tls_files.stamp(self._tls) != certificates:
+                        return  # to connect with our renewed certificate
                     await fleet.Heartbeat(pb.HeartbeatRequest(gauges=self._gauges()))
                 await fleet.Leave(pb.LeaveRequest(), timeout=LEAVE_S)
         finally:

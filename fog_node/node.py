@@ -6,10 +6,12 @@ import asyncio
 import logging
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 
 from fogline.common import addresses, notify, pki, process
 from fogline.common.errors import ConfigError, FoglineError
 from fogline.common.images.forms import Form
+from fogline.common.instance import instance
 from fogline.common.metrics import FogMetrics
 from fogline.common.rpc.accounting import LinkMeter
 from fogline.common.rpc.gen import images_pb2_grpc
@@ -48,6 +50,7 @@ async def serve(config: FogConfig) -> None:
     store = Store(config.data_dir, config.capacity_bytes)
     try:
         await store.open()
+        me = replace(me, instance=instance(config.data_dir))
         await _Node(config, me, store, tails).run(stop)
     finally:
         await asyncio.to_thread(store.close)
@@ -202,7 +205,7 @@ def _identity(config: FogConfig) -> Peer:
     if config.tls.insecure:
         return Peer(config.name, "fog")
     found = pki.own_identity(config.tls.files()[1], "fog")
-    return Peer(found.name, found.role)
+    return Peer(found.name, found.role, found.tenant)
 
 
 def _advertised(config: FogConfig, port: int) -> str:

@@ -12,7 +12,7 @@ from fogline.common.errors import ConfigError, ProtocolError
 from fogline.common.images.forms import Form
 from fogline.common.metrics import FogMetrics
 from fogline.common.rpc.gen import images_pb2, images_pb2_grpc
-from fogline.common.rpc.peer import require
+from fogline.common.rpc.peer import peer
 from fogline.common.wire.transfer import CHUNK_BYTES
 from fogline.fog_node.advice import roi_qualities
 from fogline.fog_node.audience import Audience
@@ -53,7 +53,6 @@ class ImageService(images_pb2_grpc.ImageServiceServicer):
 
     async def Hello(self, request: images_pb2.HelloRequest, context: Any) -> images_pb2.HelloResponse:
         """Tell limits and the time."""
-        require(context, "edge")
         if request.protocol != PROTOCOL:
             raise ConfigError(f"the edge speaks protocol {request.protocol}, the fog node {PROTOCOL}; update the older")
         return images_pb2.HelloResponse(
@@ -71,14 +70,14 @@ class ImageService(images_pb2_grpc.ImageServiceServicer):
         self, request_iterator: AsyncIterator[images_pb2.UploadRequest], context: Any
     ) -> None:
         """Take images until the device ends the stream."""
-        device = require(context, "edge").name
+        device = peer(context).name
         await UploadStream(self._ingest, self._audience, device, context.write, CHUNK_BYTES).serve(request_iterator)
 
     async def Subscribe(
         self, request: images_pb2.SubscribeRequest, context: Any
     ) -> AsyncIterator[images_pb2.SubscribeResponse]:
         """What was published after a cursor, then what is published from now on."""
-        device = require(context, "edge").name
+        device = peer(context).name
         if request.store_id != self._store.store_id:
             raise ConfigError(
                 f"cursors of store {request.store_id.hex()!r} mean nothing to store {self._store.store_id.hex()}:"
@@ -103,7 +102,7 @@ class ImageService(images_pb2_grpc.ImageServiceServicer):
         self, request_iterator: AsyncIterator[images_pb2.FetchRequest], context: Any
     ) -> AsyncIterator[images_pb2.FetchResponse]:
         """Send records and shared state, several to a message, each from an offset."""
-        device = require(context, "edge").name
+        device = peer(context).name
         async for request in request_iterator:
             with self._audience.sending() as sent:
                 async for response in self._fetch.answer(device, request):

@@ -40,9 +40,10 @@ class Certificates:
         hosts: tuple[str, ...] = ("localhost", "127.0.0.1"),
         not_before: datetime | None = None,
         not_after: datetime | None = None,
+        tenant: str = "",
     ) -> TlsConfig:
         """Enrol a device (again) and return its TLS settings; dates can be set to make it expired."""
-        made = self.authority.enrol(name, role, hosts, not_before=not_before, not_after=not_after)
+        made = self.authority.enrol(name, role, hosts, not_before=not_before, not_after=not_after, tenant=tenant)
         folder = self.folder / secrets.token_hex(4)
         pki.save_enrolment(made, self.authority.certificate_pem, name, folder)
         return TlsConfig(ca=folder / "ca.pem", cert=folder / f"{name}.pem", key=folder / f"{name}.key")

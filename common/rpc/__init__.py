@@ -29,6 +29,7 @@ Client (sync; `await aio_connect(...)` takes the same arguments)::
         except UnavailableError:                     # IdentityError and ConfigError end the process
             backoff.wait(stop)
 
-Modules: `channel` (connect, aio_connect), `server` (aio_server), `peer` (Peer, peer, require), `status` (translate),
-`retry` (Backoff), `accounting` (LinkMeter), `gen` (generated code). The rest is theirs.
+Modules: `channel` (connect, aio_connect), `server` (aio_server), `peer` (Peer, peer), `status` (translate),
+`permissions` (who may call what), `retry` (Backoff), `accounting` (LinkMeter), `gen` (generated code). The rest is
+theirs.
 """

@@ -23,7 +23,7 @@ from fogline.common.rpc.accounting import Connection, LinkMeter
 from fogline.common.rpc.diagnose import diagnose
 from fogline.common.rpc.metered import Metadata, MeteredAioChannel, MeteredChannel
 from fogline.common.rpc.overhead import Wire
-from fogline.common.rpc.peer import Peer
+from fogline.common.rpc.peer import INSTANCE_HEADER, Peer
 
 KEEPALIVE_MS = 20_000
 KEEPALIVE_TIMEOUT_MS = 10_000
@@ -115,6 +115,8 @@ class _Prepared:
         if self.own is None and me is None:
             raise ConfigError("tls.insecure: there is no certificate to tell who we are; pass `me` to connect()")
         self.metadata: Metadata = me.metadata() if self.own is None and me is not None else ()
+        if me is not None and me.instance:
+            self.metadata = (*self.metadata, (INSTANCE_HEADER, me.instance))
         wire = Wire(self.own is not None, str(self.address), self.own.der_size if self.own else 0, aio=aio)
         self.connection = Connection(meter, wire)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import logging
 from collections import OrderedDict
@@ -16,6 +17,7 @@ from google.protobuf.message import DecodeError
 from fogline.common import trace
 from fogline.common.errors import FoglineError, InternalError, ProtocolError
 from fogline.common.rpc.accounting import Connection
+from fogline.common.rpc.guard import Call, Guard
 from fogline.common.rpc.status import to_status
 
 log = logging.getLogger(__name__)
@@ -35,10 +37,10 @@ class Parsed:
 
 
 class Handlers(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # not generic at run time
-    """Wraps every handler of a server. `connect` makes the accounting of a new connection."""
+    """Wraps every handler of a server. `connect` makes the accounting of a new connection, `guard` judges callers."""
 
-    def __init__(self, connect: Callable[[], Connection]) -> None:
-        self._connect = connect
+    def __init__(self, connect: Callable[[], Connection], guard: Guard) -> None:
+        self._connect, self._guard = connect, guard
         self._connections: OrderedDict[str, Connection] = OrderedDict()
 
     async def intercept_service(
@@ -66,10 +68,15 @@ class Handlers(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # not gen
 
     def _single(self, handler: Callable[[Any, Any], Any], method: str, unary: bool) -> Callable[[Any, Any], Any]:
         async def single(request: Any, context: Any) -> Any:
-            try:
-                return await handler(self._begin(method, request, context, unary), context)
-            except Exception as error:  # noqa: BLE001 - the root of a call's task
-                await _abort(context, method, error)
+            with self._guard.call() as call:
+                try:
+                    return await handler(self._begin(method, request, context, unary, call), context)
+                except asyncio.CancelledError:
+                    if call.ended is None:
+                        raise
+                    await _abort(context, method, call.ended)
+                except Exception as error:  # noqa: BLE001 - the root of a call's task
+                    await _abort(context, method, error)
 
         return single
 
@@ -78,23 +85,30 @@ class Handlers(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # not gen
             return self._single(handler, method, unary=False)  # writes its responses to the context
 
         async def streaming(request: Any, context: Any) -> AsyncIterator[Any]:
-            try:
-                async for response in handler(self._begin(method, request, context, unary=False), context):
-                    yield response
-            except Exception as error:  # noqa: BLE001 - the root of a call's task
-                await _abort(context, method, error)
+            with self._guard.call() as call:
+                try:
+                    async for response in handler(self._begin(method, request, context, False, call), context):
+                        yield response
+                except asyncio.CancelledError:
+                    if call.ended is None:
+                        raise
+                    await _abort(context, method, call.ended)
+                except Exception as error:  # noqa: BLE001 - the root of a call's task
+                    await _abort(context, method, error)
 
         return streaming
 
-    def _begin(self, method: str, request: Any, context: Any, unary: bool) -> Any:
+    def _begin(self, method: str, request: Any, context: Any, unary: bool, call: Call) -> Any:
         metadata = tuple(context.invocation_metadata() or ())
         trace.adopt(next((value for key, value in metadata if key == trace.HEADER), None))
         connection = self._connection(context)
         _serving.set(connection)
         connection.call(method, metadata, deadline=context.time_remaining() is not None, unary=unary)
+        if isinstance(request, Parsed):
+            connection.received(request.message, request.size, unary=unary)
+        self._guard.admit(call, method, context)
         if not isinstance(request, Parsed):
             return request
-        connection.received(request.message, request.size, unary=unary)
         if isinstance(request.message, ProtocolError):
             raise request.message
         return request.message

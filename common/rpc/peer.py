@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from fogline.common import pki
@@ -12,14 +12,21 @@ from fogline.common.errors import IdentityError
 
 NAME_HEADER = "x-fogline-name"
 ROLE_HEADER = "x-fogline-role"
+TENANT_HEADER = "x-fogline-tenant"
+INSTANCE_HEADER = "x-fogline-instance"
 
 
 @dataclass(frozen=True)
 class Peer:
-    """A device's name (as enrolled) and role: edge, fog or cloud."""
+    """A device's name, role (edge, fog or cloud) and tenant, as enrolled.
+
+    `instance` tells two agents with one identity apart (`presence.py`); empty: not told.
+    """
 
     name: str
     role: str
+    tenant: str = ""
+    instance: str = field(default="", compare=False)
 
     def __post_init__(self) -> None:
         if not re.fullmatch(pki.NAME_PATTERN, self.name) or self.role not in pki.ROLES:
@@ -27,10 +34,13 @@ class Peer:
                 f"peer {self.name[:80]!r} with role {self.role[:20]!r}: a name is 1 to 63 of a-z 0-9 . _ - and a role "
                 f"one of {', '.join(pki.ROLES)}"
             )
+        if self.tenant and not re.fullmatch(pki.NAME_PATTERN, self.tenant):
+            raise IdentityError(f"peer {self.name} with tenant {self.tenant[:80]!r}: 1 to 63 of a-z 0-9 . _ -")
 
     def metadata(self) -> tuple[tuple[str, str], ...]:
         """What an insecure client adds to each call."""
-        return ((NAME_HEADER, self.name), (ROLE_HEADER, self.role))
+        tenant = ((TENANT_HEADER, self.tenant),) if self.tenant else ()
+        return ((NAME_HEADER, self.name), (ROLE_HEADER, self.role), *tenant)
 
 
 def peer(context: Any) -> Peer:
@@ -38,19 +48,11 @@ def peer(context: Any) -> Peer:
     auth = context.auth_context()
     if certificates := auth.get("x509_pem_cert"):
         found = pki.identity(certificates[0], f"the certificate of {context.peer()}")
-        return Peer(found.name, found.role)
+        return Peer(found.name, found.role, found.tenant)
     said = _first(context.invocation_metadata() or ())
     if NAME_HEADER not in said or ROLE_HEADER not in said:
         raise IdentityError(f"an insecure call without {NAME_HEADER} and {ROLE_HEADER}: pass `me` to connect()")
-    return Peer(said[NAME_HEADER], said[ROLE_HEADER])
-
-
-def require(context: Any, *roles: str) -> Peer:
-    """`peer`, or IdentityError unless it has one of `roles`."""
-    who = peer(context)
-    if who.role not in roles:
-        raise IdentityError(f"{who.name} has role {who.role!r}, and this call is for {' or '.join(roles)}", number=704)
-    return who
+    return Peer(said[NAME_HEADER], said[ROLE_HEADER], said.get(TENANT_HEADER, ""))
 
 
 def _first(metadata: Iterable[tuple[str, Any]]) -> dict[str, str]:

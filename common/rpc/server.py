@@ -11,14 +11,18 @@ from typing import Any
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
-from fogline.common import addresses
+from fogline.common import addresses, pki
+from fogline.common.authority.keeper import Keeper, ensure
 from fogline.common.config import TlsConfig
 from fogline.common.errors import ConfigError
 from fogline.common.rpc import tls as certificates
 from fogline.common.rpc.accounting import Connection, LinkMeter
 from fogline.common.rpc.channel import KEEPALIVE_MS, KEEPALIVE_TIMEOUT_MS, MAX_MESSAGE
+from fogline.common.rpc.guard import Guard
 from fogline.common.rpc.handlers import Handlers
 from fogline.common.rpc.overhead import Wire
+from fogline.common.rpc.presence import Presence
+from fogline.common.rpc.revocations import Revocations
 
 MAX_CONNECTIONS = 1024
 MAX_STREAMS = 64  # per connection; an edge agent uses about four
@@ -43,8 +47,17 @@ Service = tuple[Callable[[Any, Any], None], Any]
 class RpcServer:
     """A running server. Health says NOT_SERVING until `set_ready(True)`."""
 
-    def __init__(self, server: grpc.aio.Server, monitor: Any, names: Sequence[str]) -> None:
+    def __init__(
+        self, server: grpc.aio.Server, monitor: Any, names: Sequence[str], guard: Guard, keeper: Keeper | None
+    ) -> None:
         self._server, self._health, self._names = server, monitor, names
+        self._keeper = keeper
+        self._sweeping = asyncio.create_task(guard.run())
+
+    @property
+    def trouble(self) -> str:
+        """Why our certificate is not renewed, or revocations are not heard of; empty when all is well."""
+        return self._keeper.trouble if self._keeper is not None else ""
 
     async def set_ready(self, ready: bool, service: str | None = None) -> None:
         """What the health service answers, for one service by its full name or for all and the whole ("")."""
@@ -54,8 +67,11 @@ class RpcServer:
 
     async def stop(self, grace_s: float = 5.0) -> None:
         """Say NOT_SERVING, refuse new calls, give running ones `grace_s` seconds, end."""
+        self._sweeping.cancel()
         await self._health.enter_graceful_shutdown()
         await self._server.stop(grace_s)
+        if self._keeper is not None:
+            await asyncio.to_thread(self._keeper.close)
 
     async def wait(self) -> None:
         """Until stopped."""
@@ -71,19 +87,28 @@ async def aio_server(
     read_ahead: int | None = None,
     anonymous: Callable[[], certificates.Material] | None = None,
     max_message: int = MAX_MESSAGE,
+    presence: Presence | None = None,
 ) -> tuple[RpcServer, int]:
     """Start serving on `listen` (host:port, port 0: any free one); returns the server and its port.
 
     `anonymous`: our certificate of the moment, in place of `tls`, on a server that asks no client for one.
+    `presence`: notices two agents with one identity; None: as long as a call of one of them runs.
     `read_ahead`: bytes of a stream that gRPC may hold before its handler reads them; None: what it estimates to keep a
     link busy, which grows to many times a tensor's chunks where a sender outruns the handler.
     Handlers raise errors of `common/errors.py`; clients get the same from `status.translate`.
     Raises ConfigError (port in use, files missing) or IdentityError (certificate expired or foreign).
     """
     address = addresses.parse(listen, allow_any_port=True)
+    keeper: Keeper | None = None
+    revocations = Revocations()
+    if anonymous is None and not tls.insecure and tls.authority:
+        await asyncio.to_thread(ensure, tls)
+        keeper = Keeper(tls, revocations)
     own = certificates.load(tls, address) if anonymous is None else anonymous()
     wire = Wire(own is not None, str(address), own.der_size if own else 0, client=False)
-    handlers = Handlers(lambda: Connection(meter, wire))
+    tenant = pki.identity(own.cert).tenant if own is not None and anonymous is None else ""
+    guard = Guard(revocations, presence, tenant)
+    handlers = Handlers(lambda: Connection(meter, wire), guard)
     options = (*OPTIONS, ("grpc.max_receive_message_length", max_message))
     if read_ahead is not None:
         options = (*options, ("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes", read_ahead))
@@ -93,17 +118,22 @@ async def aio_server(
     recorder = _Recorder(server)
     for add, servicer in services:
         add(servicer, recorder)
-    result = RpcServer(server, monitor, recorder.names)
+    if keeper is not None:
+        keeper.start()
+    result = RpcServer(server, monitor, recorder.names, guard, keeper)
     await result.set_ready(False)
     try:
         if own is None:
             port = server.add_insecure_port(str(address))
         else:
-            given = own.server() if anonymous is None else certificates.anonymous_server(own, anonymous)
-            port = server.add_secure_port(str(address), given)
+            if anonymous is None:
+                credentials = certificates.Fresh(tls, address, own).credentials()
+            else:
+                credentials = certificates.anonymous_server(own, anonymous)
+            port = server.add_secure_port(str(address), credentials)
         await server.start()
     except RuntimeError as error:
-        await server.stop(None)
+        await result.stop(0)
         raise ConfigError(await asyncio.to_thread(_why_not, address), number=208) from error
     return result, port
 

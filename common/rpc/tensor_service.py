@@ -22,10 +22,11 @@ from fogline.common.errors import (
     ProtocolError,
     UnavailableError,
 )
+from fogline.common.rpc import peer as peers
 from fogline.common.rpc import tensor_messages as messages
 from fogline.common.rpc.gen import tensors_pb2 as pb
 from fogline.common.rpc.gen import tensors_pb2_grpc
-from fogline.common.rpc.peer import Peer, require
+from fogline.common.rpc.peer import Peer
 from fogline.common.rpc.tensor_stream import Response
 from fogline.common.wire.memory import PayloadMemory
 from fogline.common.wire.session_client import Opened
@@ -163,7 +164,6 @@ class TensorService(tensors_pb2_grpc.TensorServiceServicer):
 
     async def Describe(self, request: pb.DescribeRequest, context: Any) -> pb.DescribeResponse:
         """Say whether a model may be used here."""
-        require(context, "edge", "fog")
         if request.protocol != messages.PROTOCOL:
             raise ProtocolError(f"protocol {request.protocol} was asked for, this host speaks {messages.PROTOCOL}")
         found = await asyncio.to_thread(self._executor.describe, request.model[:512])
@@ -175,7 +175,6 @@ class TensorService(tensors_pb2_grpc.TensorServiceServicer):
 
     async def Probe(self, request: pb.ProbeRequest, context: Any) -> pb.ProbeResponse:
         """Padding for padding."""
-        require(context, "edge", "fog")
         if max(request.want, len(request.padding)) > MAX_PADDING:
             raise ProtocolError(f"a probe of {max(request.want, len(request.padding))} bytes; at most {MAX_PADDING}")
         return pb.ProbeResponse(padding=bytes(request.want))
@@ -184,7 +183,7 @@ class TensorService(tensors_pb2_grpc.TensorServiceServicer):
         self, request_iterator: AsyncIterator[pb.SessionRequest], context: Any
     ) -> None:
         """One connection of a session."""
-        peer = require(context, "edge", "fog")
+        peer = peers.peer(context)
         try:
             first = await asyncio.wait_for(anext(request_iterator), OPEN_S)
         except (StopAsyncIteration, asyncio.TimeoutError):

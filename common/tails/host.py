@@ -138,7 +138,7 @@ def _identity(config: TailHostConfig) -> Peer:
     if config.tls.insecure:
         return Peer(config.name, config.role)
     found = pki.own_identity(config.tls.files()[1], config.role)
-    return Peer(found.name, found.role)
+    return Peer(found.name, found.role, found.tenant)
 
 
 def main(argv: list[str]) -> int:

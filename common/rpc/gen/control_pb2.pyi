@@ -190,6 +190,9 @@ class HeartbeatResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     NEWER_FIELD_NUMBER: _builtins.int
+    NOTICE_FIELD_NUMBER: _builtins.int
+    notice: _builtins.str
+    """what its operator should know: another agent claims the same identity; empty: nothing"""
     @_builtins.property
     def newer(self) -> _containers.RepeatedCompositeFieldContainer[Global___ModelVersion]:
         """versions of the named models that the device does not hold"""
@@ -198,10 +201,11 @@ class HeartbeatResponse(_message.Message):
         self,
         *,
         newer: _abc.Iterable[Global___ModelVersion] | None = ...,
+        notice: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["newer", b"newer"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["newer", b"newer", "notice", b"notice"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))  # `authority_parts`, under --import-mode=importlib
+sys.path.insert(0, str(Path(__file__).parents[2] / "edge_agent"))  # `edge_processes`
 
 from authority_parts import Service
 

@@ -22,7 +22,7 @@ from fogline.common.errors import (
 from fogline.common.rpc.accounting import LinkMeter
 from fogline.common.rpc.channel import aio_connect, connect
 from fogline.common.rpc.gen import control_pb2, control_pb2_grpc, images_pb2, images_pb2_grpc
-from fogline.common.rpc.peer import Peer, require
+from fogline.common.rpc.peer import Peer
 from fogline.common.rpc.status import MAX_DETAIL, to_status, translate
 
 HELLO = images_pb2.HelloRequest(protocol=1)
@@ -57,19 +57,6 @@ def test_on_insecure_loopback_the_caller_says_it(loop: Loop) -> None:
             stub.Hello(HELLO, metadata=bad)
     with pytest.raises(ConfigError, match="`me`"):
         link(port, me=None)
-
-
-def test_a_role_can_be_required() -> None:
-    class Context:
-        def auth_context(self) -> dict[str, list[bytes]]:
-            return {}
-
-        def invocation_metadata(self) -> tuple[tuple[str, str], ...]:
-            return EDGE.metadata()
-
-    assert require(Context(), "edge", "fog") == EDGE
-    with pytest.raises(IdentityError, match="'edge', and this call is for fog"):
-        require(Context(), "fog")
 
 
 @pytest.mark.parametrize("error", ALL_ERRORS, ids=lambda cls: cls.__name__)
