@@ -83,7 +83,9 @@ class Guard:
         who = peer(context)
         if who.role not in roles:
             allowed = f"for {' or '.join(sorted(roles))}" if roles else "not served"
-            raise IdentityError(f"{who.name} has role {who.role!r}, and {method.rpartition('/')[2]} is {allowed}", number=704)
+            raise IdentityError(
+                f"{who.name} has role {who.role!r}, and {method.rpartition('/')[2]} is {allowed}", number=704
+            )
         if self._tenant and who.role == "edge" and who.tenant != self._tenant:
             raise IdentityError(f"{who.name} is of another tenant than this server; enrol it for this one")
         self._claim(call, who, context)
@@ -109,7 +111,7 @@ class Guard:
         assert call.certificate is not None
         name = f"the certificate of {call.peer.name}" if call.peer else f"the certificate of {address}"
         if call.certificate.serial in self.revocations:
-            raise IdentityError(f"{name} was revoked; join again with a new token and a new key")
+            raise IdentityError(f"{name} was revoked; join again with a new token and a new key", number=712)
         if self._clock() >= call.certificate.not_after:
             # The next connection shows the next certificate, if the device has renewed it.
             raise UnavailableError(f"{name}, shown when it connected, has ended; connect again")
@@ -131,7 +133,8 @@ class Guard:
                 )
             raise IdentityError(
                 f"another agent with the identity {who.name} is connected from {conflict.holder}; enrol this one under "
-                "a name of its own (was its disk or its data folder copied?), or stop the other"
+                "a name of its own (was its disk or its data folder copied?), or stop the other",
+                number=714,
             )
         call.peer, call.instance = who, instance
 
