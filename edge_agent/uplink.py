@@ -14,13 +14,10 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from PIL import features
-
 from fogline.common.boxes import Box
 from fogline.common.errors import InputError, ProtocolError
 from fogline.common.images.container import MAX_CODED_SIDE
 from fogline.common.images.forms import CODED_FORMS, Form, Qualities
-from fogline.common.images.uplink import encode
 from fogline.common.rpc.gen import images_pb2 as pb
 from fogline.edge_agent.config import UplinkConfig
 from fogline.edge_agent.outbox import Item
@@ -52,7 +49,7 @@ class Transcoder:
         """`spent` is told the CPU seconds of each image. Raises ProtocolError for advice that makes no sense."""
         advice = hello.uplink
         self.form = _choose(config, advice)
-        if self.form in (Form.AVIF, Form.ROI) and not features.check("avif"):
+        if self.form in (Form.AVIF, Form.ROI) and not _writes_avif():
             _log.warning("this Pillow can't write AVIF; images are sent as captured: install pillow from PyPI")
             self.form = Form.ORIGINAL
         self._width, self._spent = advice.coded_width, spent
@@ -78,6 +75,9 @@ class Transcoder:
         form = self.form  # once: `refused` may come from another thread
         if form is Form.ORIGINAL:
             return Upload.original(item)
+        # Only now: numpy and Pillow take 15 MB, which an agent that sends JPEGs as captured does without.
+        from fogline.common.images.uplink import encode
+
         began = time.thread_time()
         try:
             data = encode(
@@ -98,6 +98,12 @@ class Transcoder:
         if len(data) >= len(jpeg):
             return Upload.original(item)
         return Upload(item, form, len(data), hashlib.sha256(data).digest(), data)
+
+
+def _writes_avif() -> bool:
+    from PIL import features
+
+    return bool(features.check("avif"))
 
 
 def _as_sent(box: Box) -> Box:
