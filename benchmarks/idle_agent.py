@@ -161,7 +161,9 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         command = [*agent, "--config", str(made.edge("idle"))]
         (clip,) = write_clip(Path(folder) / "clip", cameras=1, frames=options.records, width=320, height=240)
         capture = {"source": "sequence", "fps": 0, "runs": [{"path": str(clip)}]}
-        other = Process([sys.executable, "-m", "fogline.edge_agent", "--config", str(made.edge("cam", capture=capture))])
+        other = Process(
+            [sys.executable, "-m", "fogline.edge_agent", "--config", str(made.edge("cam", capture=capture))]
+        )
         made.processes.append(other)
         starts, joins = [], []
         for number in range(options.starts):

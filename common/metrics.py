@@ -118,6 +118,8 @@ class EdgeMetrics(Metrics):
         self.capture_waiting = self._gauge(
             "fogline_capture_waiting", "1 while capture waits for room in the outbox or on the disk, else 0"
         )
+        self.camera_delivers = self._gauge("fogline_camera_delivers", "0 while a live camera gives no frames, else 1")
+        self.missed_frames = self._counter("fogline_missed_frames", "Frames of a live camera that found no room")
         self.outbox_images = self._gauge("fogline_outbox_images", "Images waiting for upload")
         self.outbox_bytes = self._gauge("fogline_outbox_bytes", "Bytes waiting for upload")
         self.outbox_max_bytes = self._gauge("fogline_outbox_max_bytes", "Bytes that may wait at most")

@@ -99,7 +99,7 @@ class Agent:
         root, tls = config.data_dir, config.tls
         self._outbox = Outbox(root / "outbox", config.outbox.max_bytes, config.outbox.policy)
         self._library = Library(root / "library", config.library.max_bytes)
-        self._capture = Capture(config.capture, self._outbox, clock, self._stop)
+        self._capture = Capture(config.capture, self._outbox, clock, self._stop, config.log)
         self._cloud: CloudLink | None = None
         self._models: ModelExchange | None = None
         if config.cloud:
@@ -219,6 +219,8 @@ class Agent:
             metrics.outbox_bytes.set(self._outbox.bytes)
             metrics.capture_done.set(done)
             metrics.capture_waiting.set(self._capture.waiting)
+            metrics.camera_delivers.set(not self._capture.trouble)
+            metrics.missed_frames.inc(self._new("missed", self._capture.missed))
             metrics.connected.labels("edge-fog").set(not self._fog.error)
             if self._cloud is not None:
                 metrics.connected.labels("edge-cloud").set(not self._cloud.error)
@@ -256,6 +258,7 @@ class Agent:
             w.name: w.error or "failing" for w in self._supervisor.workers if not w.alive and w.failures and w.error
         }
         troubles = {
+            "camera": self._capture.trouble,
             "fog": self._fog.error,
             "identity": "" if self._cloud is None else self._cloud.notice,
             "fog_full": self._uploader.full,

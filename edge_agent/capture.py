@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import logging
 import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from fogline.common.config import LogConfig
 from fogline.common.errors import CapacityError, InputError
 from fogline.edge_agent.clock import FogClock
 from fogline.edge_agent.config import CaptureConfig
 from fogline.edge_agent.outbox import Outbox
-from fogline.edge_agent.sources import FolderSource, SequenceSource, Shot
 from fogline.edge_agent.workers import Stop
+
+if TYPE_CHECKING:
+    from fogline.edge_agent.live import LiveCamera
+    from fogline.edge_agent.sources import Shot
 
 _log = logging.getLogger(__name__)
 _FULL_PAUSE_S = 1.0  # between looks at a full disk; a full outbox wakes us itself
@@ -22,11 +28,21 @@ MAX_IMAGE_BYTES = 64 << 20  # before reading a file; the fog node's own limit is
 class Capture:
     """The capture task. `refused` counts frames that were bad and skipped; `done` says that nothing is left."""
 
-    def __init__(self, config: CaptureConfig, outbox: Outbox, clock: FogClock, stop: Stop) -> None:
+    def __init__(
+        self, config: CaptureConfig, outbox: Outbox, clock: FogClock, stop: Stop, log: LogConfig | None = None
+    ) -> None:
         self._config, self._outbox, self._clock, self._stop = config, outbox, clock, stop
+        self._log = log or LogConfig()
         self._refusals: set[str] = set()
+        self._camera: LiveCamera | None = None
         self.done = config.source == "none"
         self.waiting = False  # for room in the outbox
+        self.missed = 0  # frames of a live camera that found no room: it does not wait
+
+    @property
+    def trouble(self) -> str:
+        """Why a live camera gives no frames; empty while it does."""
+        return self._camera.error if self._camera is not None else ""
 
     @property
     def refused(self) -> int:
@@ -34,13 +50,35 @@ class Capture:
         return len(self._refusals)
 
     def run(self) -> None:
-        """Until the sources are exhausted (`sequence`) or the order to stop (`folder`)."""
+        """Until the sources are exhausted (`sequence`) or the order to stop (others)."""
         if self._config.source == "sequence":
             self._replay()
         elif self._config.source == "folder":
             self._watch()
+        elif self._config.source in ("camera", "rtsp"):
+            self._film()
+
+    def _film(self) -> None:
+        # Each source is imported where it is used: an agent that only receives stays small.
+        from fogline.edge_agent.live import LiveCamera
+
+        self._camera = LiveCamera(self._config, self._log, self._stop)
+        for frame in self._camera.frames():
+            now = self._clock.stamp()
+            taken = replace(now, wall_us=now.wall_us - frame.age_us, boot_us=now.boot_us - frame.age_us)
+            source = f"{self._config.source}:{self._camera.name}"
+            try:
+                self._outbox.add(frame.data, frame.boxes, self._camera.name, taken, source, None)
+                self.waiting = False
+            except InputError as error:
+                self._refuse(str(error))
+            except CapacityError as error:
+                self._full(error)
+                self.missed += 1
 
     def _replay(self) -> None:
+        from fogline.edge_agent.sources import SequenceSource
+
         due = time.monotonic()
         for run in self._config.runs:
             try:
@@ -59,6 +97,8 @@ class Capture:
         self.done = not self._stop
 
     def _watch(self) -> None:
+        from fogline.edge_agent.sources import FolderSource
+
         sources = [FolderSource(r, r.camera or self._config.camera, self._config.label) for r in self._config.runs]
         while not self._stop:
             started = time.monotonic()
@@ -91,10 +131,13 @@ class Capture:
                     self._refuse(str(error))
                     return
                 except CapacityError as error:
-                    if not self.waiting:
-                        _log.warning("capture waits: %s", error)
-                    self.waiting = True
+                    self._full(error)
                     self._outbox.changed.wait(_FULL_PAUSE_S)
+
+    def _full(self, error: CapacityError) -> None:
+        if not self.waiting:
+            _log.warning("capture waits: %s", error)
+        self.waiting = True
 
     def _refuse(self, *messages: str) -> None:
         for message in messages:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -35,21 +36,50 @@ class CaptureConfig(Config, frozen=True):
     """Where images come from."""
 
     source: Annotated[
-        Literal["none", "folder", "sequence"],
-        Meta(description="folder: upload what is there, then what appears; sequence: replay runs of frames"),
+        Literal["none", "folder", "sequence", "camera", "rtsp"],
+        Meta(
+            description="folder: upload what is there, then what appears; sequence: replay runs of frames; "
+            "camera: of this board; rtsp: of the network (the last two need fogline[camera])"
+        ),
     ] = "none"
     runs: Annotated[tuple[Frames, ...], Meta(description="Replayed one after another; folders are all watched")] = ()
-    camera: Annotated[str, Meta(description="Name sent with the images; empty: the folder's")] = ""
-    fps: Annotated[float, Meta(ge=0, description="Frames a second; 0: as fast as the outbox takes them")] = 10.0
+    camera: Annotated[str, Meta(description="Name sent with the images; empty: the folder's or the device's")] = ""
+    fps: Annotated[
+        float, Meta(ge=0, description="Frames a second; 0: as fast as the outbox takes them, or as the camera gives")
+    ] = 10.0
     label: Annotated[str, Meta(description="Of boxes in formats that carry no label (OTB)")] = "object"
     poll_s: Annotated[float, Meta(gt=0, description="Seconds between looks at watched folders")] = 1.0
+    device: Annotated[
+        str, Meta(description="Of `camera`: /dev/videoN (USB), or csi:N (ribbon cable of a Raspberry Pi or Jetson)")
+    ] = "/dev/video0"
+    url: Annotated[
+        str, Meta(description="Of `rtsp`, with user and password where needed; never logged", extra={"secret": True})
+    ] = ""
+    transport: Annotated[Literal["tcp", "udp"], Meta(description="Of `rtsp`: how frames travel")] = "tcp"
+    width: Annotated[int, Meta(ge=0, le=16384, description="Of live frames; 0: as the camera gives them")] = 0
+    height: Annotated[int, Meta(ge=0, le=16384, description="Of live frames; 0: as the camera gives them")] = 0
+    quality: Annotated[int, Meta(ge=1, le=100, description="Of the JPEGs that live frames become")] = 85
+    annotate: Annotated[
+        str,
+        Meta(description="`module:function` of yours that finds the boxes of a live frame; empty: frames have none"),
+    ] = ""
+    stall_s: Annotated[float, Meta(gt=0, description="Without a frame for so long, the camera is opened again")] = 10.0
 
     def __post_init__(self) -> None:
-        """A source needs folders, and names must fit a record."""
+        """A source needs folders or a camera, and names must fit a record."""
         _check_name("camera", self.camera)
         _check_name("label", self.label)
-        if self.source != "none" and not self.runs:
+        if self.source in ("folder", "sequence") and not self.runs:
             raise ValueError(f"source {self.source!r} needs `runs`; add runs: [{{path: FOLDER}}]")
+        if self.source == "camera" and not re.fullmatch(r"/dev/\S+|csi:\d", self.device):
+            raise ValueError(f"device {self.device!r} is no camera; give /dev/video0, or csi:0")
+        if self.source == "rtsp" and not re.fullmatch(r"rtsps?://[^/?#\s]+\S*", self.url):
+            # Not shown: it may hold a password.
+            raise ValueError("`url` is no address of a camera; give url: rtsp://USER:PASSWORD@HOST/PATH")
+        if (self.width == 0) != (self.height == 0):
+            raise ValueError(f"width {self.width} and height {self.height}: give both, or neither")
+        if self.annotate and not re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*", self.annotate):
+            raise ValueError(f"annotate {self.annotate!r} is not of the form package.module:function")
 
 
 class OutboxConfig(Config, frozen=True):

@@ -62,21 +62,24 @@ class Outbox:
         """Keys of a source's frames that were captured already (or found bad for good)."""
         return {key for (key,) in self._db.rows("SELECT key FROM captured WHERE source = ?", source)}
 
-    def add(self, data: bytes, boxes: Iterable[Box], camera: str, captured: Stamp, source: str, key: str) -> bool:
+    def add(
+        self, data: bytes, boxes: Iterable[Box], camera: str, captured: Stamp, source: str, key: str | None
+    ) -> bool:
         """Take an image and its source's position in one durable step; False when the same bytes wait already.
 
+        `key` names the frame in its source and is remembered; None: of a live camera, which gives no frame twice.
         Raises CapacityError when full under `block` (nothing changed: wait for `changed`, try again) or when the
         disk is full, InputError when the image alone is larger than the outbox.
         """
         content_id = hashlib.sha256(data).digest()
         if len(data) > self.max_bytes:
-            raise InputError(
-                f"{source}/{key}: {len(data)} bytes do not fit an outbox of {self.max_bytes}; raise max_bytes"
-            )
+            name = source if key is None else f"{source}/{key}"
+            raise InputError(f"{name}: {len(data)} bytes do not fit an outbox of {self.max_bytes}; raise max_bytes")
         row = (content_id, len(data), camera, captured.wall_us, captured.boot_us, captured.boot_id, _dump(boxes))
         with self.changed:
             if self._db.rows("SELECT 1 FROM items WHERE content_id = ?", content_id):
-                self.skip(source, key)
+                if key is not None:
+                    self.skip(source, key)
                 return False
             self._make_room(len(data))
             self._put(data)
@@ -86,7 +89,8 @@ class Outbox:
                     "VALUES (?,?,?,?,?,?,?)",
                     row,
                 )
-                db.execute("INSERT OR IGNORE INTO captured VALUES (?, ?)", (source, key))
+                if key is not None:
+                    db.execute("INSERT OR IGNORE INTO captured VALUES (?, ?)", (source, key))
                 _count(db, "captured", len(data))
             self.count += 1
             self.bytes += len(data)

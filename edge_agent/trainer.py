@@ -19,7 +19,7 @@ import msgspec
 
 from fogline.common.errors import ConfigError, InputError, InternalError
 from fogline.common.files import replace_file
-from fogline.edge_agent.config import EdgeConfig, TrainConfig
+from fogline.edge_agent.config import CaptureConfig, EdgeConfig, TrainConfig
 from fogline.edge_agent.workers import Stop
 
 _log = logging.getLogger(__name__)
@@ -78,13 +78,15 @@ class TrainerProcess:
     def run(self) -> None:
         """Until the child is done or the order to stop. Raises InternalError when it dies (and is to be restarted)."""
         file = self._config.data_dir / "train" / "config.json"
-        replace_file(file, msgspec.json.encode(self._config, enc_hook=str))
+        # Without the camera: the trainer has no use for its password.
+        told = msgspec.structs.replace(self._config, capture=CaptureConfig())
+        replace_file(file, msgspec.json.encode(told, enc_hook=str))
         self.state.state = "starting"
         command = [sys.executable, "-m", "fogline.edge_agent.train_process", "--config", str(file)]
         command += ["--parent", str(os.getpid())]
         child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-        told = threading.Thread(target=self._tell, args=(child,), name="train-quiet", daemon=True)
-        told.start()
+        teller = threading.Thread(target=self._tell, args=(child,), name="train-quiet", daemon=True)
+        teller.start()
         try:
             self._listen(child)
             code = child.wait(_STOP_S)
@@ -94,7 +96,7 @@ class TrainerProcess:
             if child.poll() is None:
                 child.kill()
             child.wait()
-            told.join()
+            teller.join()
             for pipe in (child.stdin, child.stdout):
                 if pipe is not None:
                     pipe.close()
