@@ -34,6 +34,7 @@ log = logging.getLogger(__name__)
 SWEEP_S = 600.0  # how often states that nobody asked for are looked for
 STATE_S = 1.0
 M_ARENA_MAX = -8
+OUTCOMES = ("done", "failed")
 
 
 async def serve(config: TailHostConfig) -> None:
@@ -42,6 +43,9 @@ async def serve(config: TailHostConfig) -> None:
     stop = process.aio_stop_event()
     tensors = config.tensors
     metrics = TailMetrics()
+    for kind in BODIES.values():  # so that a share of failures is 0, not nothing, before the first
+        for outcome in OUTCOMES:
+            metrics.tail_operations.labels(kind, outcome)
     state: dict[str, object] = {"ok": False, "sessions": 0}
     # Only now: torch takes seconds to import, which a wrong certificate should not cost.
     from fogline.common.tails.factory import SessionFactory
@@ -124,7 +128,7 @@ async def _watch(
 def _observe(metrics: TailMetrics, frame: Frame, answer: Frame) -> None:
     body: Any = answer.body
     kind = BODIES.get(type(frame.body), "other")
-    metrics.tail_operations.labels(kind, "failed" if body.HasField("failure") else "done").inc()
+    metrics.tail_operations.labels(kind, OUTCOMES[body.HasField("failure")]).inc()
     metrics.tail_compute_seconds.inc(body.compute_us / 1e6)
     metrics.tail_queued_seconds.inc(body.queued_us / 1e6)
     for direction, tensors in (("received", frame.tensors), ("sent", answer.tensors)):
