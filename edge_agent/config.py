@@ -121,6 +121,9 @@ class TrainConfig(Config, frozen=True):
     """The detector that learns while images arrive, in a child process (the only one with torch)."""
 
     enabled: Annotated[bool | Literal["auto"], Meta(description="auto: when torch is installed")] = "auto"
+    trainer: Annotated[
+        str, Meta(description="Your own in place of the detector's: package.module:function, given a fogline.Training")
+    ] = ""
     width: Annotated[int, Meta(ge=32, multiple_of=16, description="Training resolution")] = 320
     height: Annotated[int, Meta(ge=32, multiple_of=16, description="Training resolution")] = 240
     view: Annotated[tuple[int, int], Meta(description="Width and height that a step sees of an image")] = (160, 112)

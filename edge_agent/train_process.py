@@ -54,6 +54,11 @@ def _run(path: Path) -> None:
         signal.signal(number, lambda *_: told.stop.set())
     threading.Thread(target=told.listen, name="told", daemon=True).start()
     os.environ.setdefault("OMP_NUM_THREADS", str(settings.train.threads))  # read when torch is first imported
+    if settings.train.trainer:
+        from fogline.edge_agent import user_training
+
+        user_training.run(settings, told.stop, lambda: told.quiet)
+        return
     from fogline.edge_agent.train_run import TrainRun
 
     with TrainRun(settings) as run:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from fogline.common.split.segments import split as split
     from fogline.common.tails.adaptive import AdaptiveModel as AdaptiveModel
     from fogline.common.tails.remote import RemoteTail as RemoteTail
+    from fogline.edge_agent.user_training import Training as Training
 
 __version__ = "0.1.0"
 
@@ -29,6 +30,7 @@ _LAZY = {
     "split": "fogline.common.split.segments",
     "AdaptiveModel": "fogline.common.tails.adaptive",
     "RemoteTail": "fogline.common.tails.remote",
+    "Training": "fogline.edge_agent.user_training",
 }
 
 

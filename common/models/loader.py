@@ -6,17 +6,14 @@ compared as a whole string, before anything else is looked at.
 
 from __future__ import annotations
 
-import importlib
 import json
-import re
 from collections.abc import Collection
 
 from torch import nn
 
 from fogline.common.errors import ConfigError, FormatError, IdentityError, InputError
+from fogline.common.functions import MAX_NAME, import_function, told
 
-_NAME = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
-_MAX_NAME = 200
 MAX_ARGUMENTS = 64 << 10  # bytes of JSON
 _MAX_DEPTH = 16
 
@@ -30,31 +27,15 @@ def load_model(name: str, arguments: str, allowed: Collection[str]) -> nn.Module
     """
     if name not in allowed:
         raise IdentityError(
-            f"model {name[:_MAX_NAME]!r} is not allowed on this host; its operator can add it to the list of models",
+            f"model {name[:MAX_NAME]!r} is not allowed on this host; its operator can add it to the list of models",
             number=708,
         )
-    if not _NAME.fullmatch(name):
-        raise ConfigError(f"model {name[:_MAX_NAME]!r}: not of the form package.module:function; correct the list")
     given = parse_arguments(arguments)
-    module_name, _, function_name = name.partition(":")
-    try:
-        build = getattr(importlib.import_module(module_name), function_name)
-    except ModuleNotFoundError as error:
-        raise ConfigError(
-            f"model {name!r}: no module {error.name!r} here; install the model's package on this host"
-        ) from error
-    except AttributeError as error:
-        raise ConfigError(
-            f"model {name!r}: {module_name} has no {function_name!r}; install the version of the package that has it"
-        ) from error
-    except Exception as error:  # the package's own code, which may raise anything
-        raise ConfigError(f"model {name!r}: importing {module_name} fails ({_told(error)}); fix the package") from error
-    if not callable(build):
-        raise ConfigError(f"model {name!r}: is a {type(build).__name__}, not a function; correct the name")
+    build = import_function(name, f"model {name!r}")
     try:
         model = build(**given)
     except Exception as error:  # the function's own code, which may raise anything
-        raise InputError(f"model {name!r} with arguments {arguments[:200] or '{}'}: {_told(error)}") from error
+        raise InputError(f"model {name!r} with arguments {arguments[:200] or '{}'}: {told(error)}") from error
     if not isinstance(model, nn.Module):
         raise ConfigError(
             f"model {name!r}: returned a {type(model).__name__}, not a torch.nn.Module; name a function that builds one"
@@ -83,7 +64,3 @@ def _depth(value: object) -> int:
         depth += 1
         level = [inner for item in level for inner in (item.values() if isinstance(item, dict) else item)]
     return depth
-
-
-def _told(error: Exception) -> str:
-    return f"{type(error).__name__}: {str(error)[:300]}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import secrets
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,10 @@ from PIL import Image
 
 from fogline.cli import main
 from fogline.commands.parameters import parse
+from fogline.common.boxes import Box
+from fogline.common.data import load_sequence
 from fogline.common.data.clip import write_clip
+from fogline.common.data.writers import WRITERS
 from fogline.common.errors import ConfigError, FormatError, InputError
 from fogline.common.images.archive import ArchiveWriter, read_archive
 from fogline.common.images.record import ImageRecord, SharedState
@@ -88,10 +92,65 @@ def test_mistakes_have_their_codes(clip: Path, tmp_path: Path) -> None:
 
 def test_what_is_no_archive(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("torch")
-    assert main(["decode", str(tmp_path / "missing"), "-o", str(tmp_path)]) == ConfigError.exit_code
+    assert main(["decode", str(tmp_path / "missing"), "-o", str(tmp_path / "none")]) == InputError.exit_code
+    assert not (tmp_path / "none").exists()
     (tmp_path / "junk").write_bytes(b"junk")
     assert main(["decode", str(tmp_path / "junk"), "-o", str(tmp_path / "out")]) == FormatError.exit_code
     assert "fogline encode" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("layout", ["coco", "voc", "yolo"])
+def test_folders_for_other_trainers(archive: Path, tmp_path: Path, layout: str) -> None:
+    pytest.importorskip("torch")
+    out = tmp_path / "out"
+    assert main(["decode", str(archive), "-o", str(out), "--layout", layout]) == 0
+    sequence = load_sequence(out)
+    assert sequence.refused == ()
+    records = {r.content_id.hex()[:16]: r for r in read_archive(archive) if isinstance(r, ImageRecord)}
+    assert {frame.path.stem for frame in sequence.frames} == records.keys()
+    tolerance = 1.0 if layout == "voc" else 0.01  # whole pixels; six digits
+    for frame in sequence.frames:
+        (found,), (box,) = frame.boxes, records[frame.path.stem].boxes
+        expected = box.scaled(128 / 160, 96 / 120)
+        assert (found.x, found.y, found.w, found.h) == pytest.approx(
+            (expected.x, expected.y, expected.w, expected.h), abs=tolerance
+        )
+        assert found.label == expected.label
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.floats(0, 60),
+            st.floats(0, 44),
+            st.floats(0.01, 80),
+            st.floats(0.01, 80),
+            st.text("aé猫 <&\"':#-", min_size=1, max_size=9),
+        ),
+        max_size=4,
+    )
+)
+@settings(
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow], max_examples=20, deadline=None
+)
+def test_any_boxes_are_read_back(tmp_path: Path, values: list[tuple[float, float, float, float, str]]) -> None:
+    """Labels of any characters that XML can hold, boxes of less than a pixel and at every edge."""
+    boxes = [
+        Box(x, y, min(w, 64 - x), min(h, 48 - y), "".join(c for c in label if c.isprintable()).strip() or "a")
+        for x, y, w, h, label in values
+    ]
+    boxes = [box for box in boxes if len(box.label.encode()) <= 64]
+    for layout, make in WRITERS.items():
+        folder = tmp_path / secrets.token_hex(8)
+        writer = make(folder)
+        Image.new("RGB", (64, 48)).save(writer.images / "a.jpg")
+        writer.add("a.jpg", 64, 48, boxes)
+        writer.close()
+        sequence = load_sequence(folder)
+        if layout == "yolo":  # six digits are less than the smallest boxes
+            continue
+        assert not sequence.refused, layout
+        assert [box.label for box in sequence.frames[0].boxes] == [box.label for box in boxes]
 
 
 def test_nothing_is_left_after_an_error(tmp_path: Path) -> None:

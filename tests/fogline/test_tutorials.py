@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
 import subprocess
 import sys
+import urllib.error
+import urllib.request
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -79,3 +84,58 @@ def test_splitting_training(tmp_path: Path, free_port: int) -> None:
     assert re.search(r"^2 +2x16x16x16 ", done.stdout, re.MULTILINE), "the table has the cut"
     assert "learning rate 0.0125" in done.stdout
     assert float(re.findall(r"accuracy ([\d.]+)", done.stdout)[0]) > 0.9
+
+
+def test_your_own_detector(tmp_path: Path, free_port: int, wait_until: Callable[..., None]) -> None:
+    text = (TUTORIALS / "your-own-detector.md").read_text(encoding="utf-8")
+    text = text.replace("127.0.0.1:7400", f"127.0.0.1:{free_port}").replace("port: 9100", "port: 0")
+    found = re.findall(r"^```(sh|python|yaml)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    program, painting = (block for language, block in found if language == "python")
+    (tmp_path / "mytrainer.py").write_text(program, encoding="utf-8")
+    yaml = [block for language, block in found if language == "yaml"]
+    for name, block in zip(("fog", "camera", "learner"), yaml, strict=True):
+        (tmp_path / f"{name}.yaml").write_text(block, encoding="utf-8")
+    commands = [
+        shlex.split(line.removesuffix("&")) for kind, block in found if kind == "sh" for line in block.splitlines()
+    ]
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", ""), *sys.path])
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
+    modules = {"fog-node": ["-m", "fogline.fog_node"], "edge-agent": ["-m", "fogline.edge_agent"]}
+    modules |= {"fogline": ["-m", "fogline"], "python": ["-c"]}
+
+    def start(words: list[str]) -> subprocess.Popen[str]:
+        command = [sys.executable, *modules[words[0]], *words[1:]]
+        return subprocess.Popen(
+            command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+
+    def healthz(port: int) -> dict[str, Any]:
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/healthz", timeout=5) as answer:
+                return dict(json.loads(answer.read()))
+        except urllib.error.HTTPError as error:
+            with error:
+                return dict(json.loads(error.read()))
+
+    *processes, export = commands
+    with start(["python", painting]) as painter:
+        assert painter.wait(60) == 0
+    running = []
+    try:
+        port = 0
+        for words in processes:
+            running.append(start(words))
+            assert running[-1].stdout is not None
+            port = json.loads(running[-1].stdout.readline().removeprefix("ready "))["metrics_port"]
+        wait_until(lambda: healthz(port)["train"]["state"] == "done", 100, "the tutorial's training")
+        train = healthz(port)["train"]
+    finally:
+        for process in reversed(running):
+            process.terminate()
+        ended = [process.communicate(timeout=20)[1] for process in reversed(running)]
+    assert train["step"] >= 120, ended[0]
+    assert train["loss"] < 0.01
+    assert (tmp_path / "learner" / "train" / "own" / "checkpoint.pt").exists()
+    with start(export) as exporting:
+        assert exporting.wait(60) == 0
+    assert len(list((tmp_path / "received" / "labels").iterdir())) == 32
