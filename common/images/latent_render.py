@@ -22,6 +22,7 @@ from fogline.common.images.sampling import Window
 
 BLUE, RED = 1.772, 1.402  # of BT.601: B = Y + BLUE Cb, R = Y + RED Cr
 GREEN_BLUE, GREEN_RED = -0.344136, -0.714136
+_CELLS = 128  # that are predicted together: as many as a core's cache holds
 
 
 @lru_cache(maxsize=8)
@@ -94,25 +95,15 @@ def predict_one(
             return _shifted(reference, window, by).to(torch.float32)
         out.view(3, area.h, area.w).copy_(_shifted(reference, area, by))
     part, start = _reach(reference, origin, area, grown)
-    down, across = (torch.arange(block)[:, None] + 0.5) / block, (torch.arange(block) + 0.5) / block
-    weights = (1 - down) * (1 - across), (1 - down) * across, down * (1 - across), down * across
-    for cells, mixed in ((left & uniform, False), (left & ~uniform, True)):
-        row, column = np.nonzero(cells)
-        if not row.size:
-            continue
-        base = np.stack(
-            [column * block + area.x + origin[0] - start[0], row * block + area.y + origin[1] - start[1]], axis=-1
-        )
-        found: torch.Tensor | None = None
-        for corner, weight in zip(corners, weights, strict=True):
-            sampled = _sampled(part, base + corner[row, column] / 4, block)
-            if not mixed:
-                found = sampled
-                break
-            sampled *= weight
-            found = sampled if found is None else found.add_(sampled)
-        assert found is not None
-        out[:, torch.from_numpy(row), :, torch.from_numpy(column)] = found.transpose(0, 1)
+    part = functional.pad(part[None], (block + 3,) * 4, mode="replicate")[0]
+    row, column = np.nonzero(left)
+    base = np.stack([column * block + area.x + origin[0] - start[0], row * block + area.y + origin[1] - start[1]], -1)
+    vectors = np.stack([corner[row, column] for corner in corners])  # (4, n, 2)
+    cells = out.permute(1, 3, 0, 2, 4)
+    for first in range(0, len(row), _CELLS):
+        some = slice(first, first + _CELLS)
+        at = torch.from_numpy(row[some]), torch.from_numpy(column[some])
+        cells[at] = _blended(part, 4 * base[some], vectors[:, some], block)
     x, y = window.x - area.x, window.y - area.y
     return out.view(3, area.h, area.w)[:, y : y + window.h, x : x + window.w]
 
@@ -227,18 +218,68 @@ def _reach(
     return reference[:, y0:y1, x0:x1].to(torch.float32), (x0, y0)
 
 
-def _sampled(picture: torch.Tensor, corners: NDArray[np.float64], side: int) -> torch.Tensor:
-    """Bicubic samples (3, N, side, side) of a picture (3, H, W): squares with their first pixels at x, y (N, 2)."""
-    size = np.array([picture.shape[2], picture.shape[1]])
-    first = torch.from_numpy(((corners + 0.5) * (2 / size) - 1).astype(np.float32))
-    x, y = (torch.arange(side) * (2 / int(length)) for length in size)
-    grid = torch.empty((len(corners), side, side, 2))
-    grid[..., 0] = (first[:, 0, None] + x)[:, None]
-    grid[..., 1] = (first[:, 1, None] + y)[:, :, None]
-    found = functional.grid_sample(
-        picture[None], grid.view(1, -1, side, 2), mode="bicubic", padding_mode="border", align_corners=False
+def _blended(picture: torch.Tensor, base: NDArray[np.int64], vectors: NDArray[np.int32], side: int) -> torch.Tensor:
+    """Cells (n, 3, side, side) of a picture: what their four vectors (4, n, 2) show, blended; `base` is where they lie.
+
+    Each vector of a cell is sampled once, however many of its corners have it. In quarter pixels.
+    """
+    down, across = (torch.arange(side)[:, None] + 0.5) / side, (torch.arange(side) + 0.5) / side
+    shares = (1 - down) * (1 - across), (1 - down) * across, down * (1 - across), down * across
+    equal = (vectors[:, None] == vectors).all(axis=-1)  # (4, 4, n)
+    leader = equal.argmax(axis=1)  # the first corner with the same vector
+    out: torch.Tensor | None = None
+    for corner in range(4):
+        cells = np.flatnonzero(leader[corner] == corner)
+        if not cells.size:
+            continue
+        found = _sampled(picture, base[cells] + vectors[corner, cells], side)
+        followers = torch.from_numpy(equal[corner, :, cells].astype(np.float32))  # (m, 4)
+        weight = (followers @ torch.stack(shares).view(4, -1)).view(-1, 1, side, side)
+        if out is None:
+            out = found.mul_(weight)  # the first corner leads in every cell
+        else:
+            out.index_add_(0, torch.from_numpy(cells), found.mul_(weight))
+    assert out is not None
+    return out
+
+
+def _sampled(picture: torch.Tensor, corners: NDArray[np.int64], side: int) -> torch.Tensor:
+    """Bicubic samples (n, 3, side, side): squares with their first pixels at x, y (n, 2), in quarter pixels.
+
+    `picture` (3, H, W) has its edge repeated side + 3 times. All of a square's samples have the same phase, and so the
+    same four taps across and the same four down.
+    """
+    wide = side + 3
+    height, width = picture.shape[1:]
+    windows = picture.as_strided(
+        (height * width - (wide - 1) * (width + 1), 3, wide, wide), (1, height * width, width, 1)
     )
-    return found[0].view(3, -1, side, side)
+    whole = np.clip((corners >> 2) - 1 + wide, 0, (width - wide, height - wide))
+    patches = windows[torch.from_numpy(whole[:, 1] * width + whole[:, 0])]
+    taps = torch.from_numpy(_TAPS[corners & 3])[..., None, None, None]  # (n, 2, 4, 1, 1, 1)
+    rows = patches[..., :side] * taps[:, 0, 0]
+    for tap in range(1, 4):
+        rows.addcmul_(patches[..., tap : tap + side], taps[:, 0, tap])
+    out = rows[:, :, :side] * taps[:, 1, 0]
+    for tap in range(1, 4):
+        out.addcmul_(rows[:, :, tap : tap + side], taps[:, 1, tap])
+    return out
+
+
+def _cubic(phase: float) -> list[float]:
+    """Weights of four pixels for a sample `phase` of a pixel beyond the second: cubic convolution, a = -0.75."""
+    a = -0.75
+
+    def near(x: float) -> float:
+        return ((a + 2) * x - (a + 3)) * x * x + 1
+
+    def far(x: float) -> float:
+        return ((a * x - 5 * a) * x + 8 * a) * x - 4 * a
+
+    return [far(1 + phase), near(phase), near(1 - phase), far(2 - phase)]
+
+
+_TAPS = np.array([_cubic(phase / 4) for phase in range(4)], np.float32)
 
 
 def field_tensor(fields: Sequence[Field], device: torch.device) -> torch.Tensor:

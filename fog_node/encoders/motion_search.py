@@ -21,6 +21,7 @@ _LEVELS = 4
 _UNIT = 4.0  # a vector's units in a pixel
 _MIN_SIDE = 3  # of a plane that has a slope
 _MIN_OVERLAP = 0.2  # of the frame, for an affine motion to be believed
+_STILL = 0.02  # pixels of a plane: a step so small ends a refinement
 _MERGE_BITS, _NEW_BITS = 1.5, 0.3
 
 
@@ -149,38 +150,40 @@ class _Search:
         return field
 
     def improve(self, stage: _Stage, price: float, extra: list[torch.Tensor]) -> None:
-        """Try the stage's offsets around each vector, then the neighbours' and the most frequent vectors."""
+        """Try the stage's offsets around each vector, then `extra`, the neighbours' and the most frequent vectors."""
         blocks = self._levels[stage.level]
         if self._level != stage.level:
             self._errors = blocks.errors((self._base + self._offsets)[:, None])[0]
             self._level = stage.level
-        candidates = self._offsets[:, None] + _around(stage.reach, stage.stride)[..., None]
-        if extra:
-            candidates = torch.cat([candidates, torch.stack(extra, dim=1)], dim=1)
-        near = self._neighbours()
+        near, offsets = self._neighbours(), self._offsets
+        around = _around(stage.reach, stage.stride)
+        around = around[:, around.any(0)]  # the middle is known
+        candidates = offsets[:, None] + around[..., None]
         errors = blocks.errors(self._base[:, None] + candidates)
         self._choose(candidates, errors, errors + price * _bits(candidates, near), price, near, None)
         for cells in self._colours:  # neighbours' costs depend on each other: one colour of a chessboard at a time
             if cells.numel():
-                self._spread(blocks, price, cells)
+                self._spread(blocks, price, cells, extra)
 
-    def _spread(self, blocks: Blocks, price: float, cells: torch.Tensor) -> None:
-        """Try the neighbours' and the most frequent vectors at some blocks, each only where it is another vector."""
+    def _spread(self, blocks: Blocks, price: float, cells: torch.Tensor, extra: list[torch.Tensor]) -> None:
+        """Try `extra`, the neighbours' and the most frequent vectors at some blocks, each where it is new."""
         near = self._neighbours()[..., cells]
         frequent = self._frequent()[..., None].expand(-1, -1, cells.numel())
-        candidates = torch.cat([near, frequent], dim=1)
+        candidates = torch.cat([*(one[:, None, cells] for one in extra), near, frequent], dim=1)
         own = self._offsets[:, None, cells]
         keys = _keys(torch.cat([own, candidates], dim=1))
         same = keys[:, None] == keys
         known = torch.stack([same[k, :k].any(0) for k in range(1, len(keys))])
+        bits = price * _bits(candidates, near)
+        # What costs more by its bits alone need not be looked at.
+        known |= bits >= self._errors[cells] + price * _bits(own, near)
         which, where = (~known).nonzero(as_tuple=True)
         if not which.numel():
             return
         pairs = candidates[:, which, where]
-        found = blocks.pairs(self._base[:, cells[where]] + pairs, cells[where])
         errors = torch.full(known.shape, torch.inf)
-        errors[which, where] = found
-        self._choose(candidates, errors, errors + price * _bits(candidates, near), price, near, cells)
+        errors[which, where] = blocks.pairs(self._base[:, cells[where]] + pairs, cells[where])
+        self._choose(candidates, errors, errors + bits, price, near, cells)
 
     def _choose(
         self,
@@ -264,34 +267,41 @@ def _translation(current: torch.Tensor, reference: torch.Tensor) -> tuple[float,
 def _refine(
     current: torch.Tensor, reference: torch.Tensor, parameters: torch.Tensor, rounds: int
 ) -> tuple[float, torch.Tensor]:
-    """Gauss-Newton on a robust (Cauchy) error; the best cost and its parameters."""
+    """Gauss-Newton on a robust (Cauchy) error, until it stands still; the best cost and its parameters."""
     h, w = current.shape
     if min(h, w) < _MIN_SIDE:
         return float("inf"), parameters
-    x, y = torch.arange(w).expand(h, w), torch.arange(h)[:, None].expand(h, w)
+    x, y = torch.arange(w, dtype=torch.float32), torch.arange(h, dtype=torch.float32)[:, None]
     u, v = (x + 0.5 - w / 2) * (2 / w), (y + 0.5 - h / 2) * (2 / w)
     best = float("inf"), parameters
+    slopes = torch.empty((6, h, w))
     for turn in range(rounds + 1):
-        a, b, c, d, e, f = parameters
-        fx, fy = x + a + b * u + c * v, y + d + e * u + f * v
-        inside = (fx >= 0) & (fx <= w - 1) & (fy >= 0) & (fy <= h - 1)
+        a, b, c, d, e, f = parameters.tolist()
+        fx, fy = (x + a + b * u) + c * v, (y + d + f * v) + e * u
+        inside = (fx == fx.clamp(0, w - 1)) & (fy == fy.clamp(0, h - 1))
         count = int(inside.sum())
         if count < _MIN_OVERLAP * h * w:
             break
         found = _sample(reference, fx, fy)
         error = current - found
-        cost = float((torch.log1p((error / 8) ** 2) * inside).sum()) / count
+        cost = float(((error / 8).square_().log1p_() * inside).sum()) / count
         if cost < best[0]:
             best = cost, parameters
         if turn == rounds:
             break
-        weight = inside / (1 + (error / (1.5 * float(error[inside].abs().median()) + 1)) ** 2)
+        sparse = error[::2, ::2][inside[::2, ::2]]
+        scale = 1.5 * (float(sparse.abs_().median()) if sparse.numel() else 0.0) + 1
+        weight = inside / (error / scale).square_().add_(1)
         gx = functional.pad((found[:, 2:] - found[:, :-2]) / 2, (1, 1))
         gy = functional.pad((found[2:] - found[:-2]) / 2, (0, 0, 1, 1))
-        slopes = torch.stack([gx, gx * u, gx * v, gy, gy * u, gy * v], dim=-1).view(-1, 6)
-        weighted = slopes * weight.view(-1, 1)
-        normal = weighted.T @ slopes + 1e-3 * h * w * torch.eye(6)
-        parameters = parameters + torch.linalg.solve(normal, weighted.T @ error.reshape(-1))
+        for row, (slope, place) in enumerate(((gx, None), (gx, u), (gx, v), (gy, None), (gy, u), (gy, v))):
+            slopes[row] = slope if place is None else slope * place
+        weighted = (slopes * weight).view(6, -1)
+        normal = weighted @ slopes.view(6, -1).T + 1e-3 * h * w * torch.eye(6)
+        step = torch.linalg.solve(normal, weighted @ error.reshape(-1))
+        parameters = parameters + step
+        if float(step.abs().max()) < _STILL:
+            break
     return best
 
 
