@@ -6,13 +6,13 @@ pixels, with or without the label, or `fogline.common.boxes.Box`. It runs in the
 
 from __future__ import annotations
 
-import importlib
 import logging
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 from fogline.common.boxes import Box, check_boxes
-from fogline.common.errors import ConfigError, InputError
+from fogline.common.errors import InputError
+from fogline.common.functions import import_function, told
 
 if TYPE_CHECKING:
     import numpy as np
@@ -22,33 +22,13 @@ _log = logging.getLogger(__name__)
 Annotate = Callable[["NDArray[np.uint8]"], Iterable[Any]]
 
 
-def load(name: str) -> Annotate:
-    """Import the function. Raises ConfigError that says what is missing."""
-    module_name, _, function_name = name.partition(":")
-    try:
-        function = getattr(importlib.import_module(module_name), function_name)
-    except ModuleNotFoundError as error:
-        raise ConfigError(
-            f"capture.annotate {name!r}: no module {error.name!r} here; install it into the agent's environment, or "
-            "put its folder into PYTHONPATH"
-        ) from error
-    except AttributeError as error:
-        raise ConfigError(f"capture.annotate {name!r}: {module_name} has no {function_name!r}; correct it") from error
-    except Exception as error:  # the user's own code, which may raise anything
-        raise ConfigError(f"capture.annotate {name!r}: importing {module_name} fails ({_told(error)})") from error
-    if not callable(function):
-        raise ConfigError(f"capture.annotate {name!r}: is a {type(function).__name__}, not a function; correct it")
-    found: Annotate = function
-    return found
-
-
 class Annotator:
     """Calls the function; a frame that it fails on goes without boxes, and each failure is told once."""
 
     def __init__(self, name: str, label: str) -> None:
         """`label` is of boxes without one. Raises ConfigError."""
         self._name, self._label = name, label
-        self._function = load(name)
+        self._function: Annotate = import_function(name, f"capture.annotate {name!r}")
         self._told: set[str] = set()
 
     def boxes(self, frame: NDArray[np.uint8]) -> tuple[Box, ...]:
@@ -58,7 +38,7 @@ class Annotator:
             found = [self._box(value) for value in self._function(frame)]
             return check_boxes(found, width, height, where=f"capture.annotate {self._name!r}")
         except Exception as error:  # noqa: BLE001 - the user's own code, which may raise anything
-            text = str(error) if isinstance(error, InputError) else f"{self._name}: {_told(error)}"
+            text = str(error) if isinstance(error, InputError) else f"{self._name}: {told(error)}"
             if text not in self._told and len(self._told) < 100:
                 self._told.add(text)
                 _log.warning("frames go without boxes: %s", text)
@@ -69,7 +49,3 @@ class Annotator:
             return value
         x, y, w, h, *label = value
         return Box(float(x), float(y), float(w), float(h), str(label[0]) if label else self._label)
-
-
-def _told(error: Exception) -> str:
-    return f"{type(error).__name__}: {str(error)[:300]}"
