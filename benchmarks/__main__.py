@@ -16,6 +16,7 @@ BENCHMARKS = {
     "main_job": "tracking",
     "learning": ".",
     "siren_encode": "tracking",
+    "latent_encode": "tracking",
     "decode": "tracking",
     "loader": "tracking",
     "image_codecs": "tracking",
