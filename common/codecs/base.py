@@ -7,10 +7,13 @@ sizes are checked before anything is allocated, and nothing but FormatError leav
 
 from __future__ import annotations
 
+import logging
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import entry_points
 from typing import Any, ClassVar, Literal, TypeVar
 
 import msgspec
@@ -18,10 +21,12 @@ import torch
 
 from fogline.common.errors import ConfigError, FormatError
 
+_log = logging.getLogger(__name__)
 Buffer = bytes | bytearray | memoryview
 Adjoint = Literal["straight-through", "self"]
 
 FLOATS = frozenset({torch.float32, torch.float16, torch.bfloat16, torch.float64})
+ENTRY_POINTS = "fogline.codecs"  # of packages with codecs of their own; their numbers start at 1000
 MAX_PARAMS = 64 * 1024  # bytes, of one stage; larger tables go into the payload
 
 
@@ -181,8 +186,20 @@ def stages() -> dict[str, type[Stage]]:
     return dict(sorted(_STAGES.items(), key=lambda item: item[1].number))
 
 
+@cache
+def _import_others() -> None:
+    """Import the codecs of installed packages, which register themselves; one that can't be is told and left out."""
+    for entry in entry_points(group=ENTRY_POINTS):
+        try:
+            entry.load()
+        except Exception as error:  # noqa: BLE001 - somebody else's code, which may raise anything
+            _log.warning("codec %s (%s) can't be imported: %s", entry.name, entry.value, error)
+
+
 def configure(name: str, options: Mapping[str, Any]) -> tuple[type[Stage], Options]:
     """A stage's class and its checked options. Raises ConfigError."""
+    if name not in _STAGES:
+        _import_others()
     cls = _STAGES.get(name)
     if cls is None:
         raise ConfigError(f"codec {name!r} is unknown; known: {', '.join(stages())}")

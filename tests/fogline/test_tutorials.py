@@ -139,3 +139,28 @@ def test_your_own_detector(tmp_path: Path, free_port: int, wait_until: Callable[
     with start(export) as exporting:
         assert exporting.wait(60) == 0
     assert len(list((tmp_path / "received" / "labels").iterdir())) == 32
+
+
+def test_writing_a_codec(tmp_path: Path) -> None:
+    text = (TUTORIALS / "writing-a-codec.md").read_text(encoding="utf-8")
+    codec, script = re.findall(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    (project,) = re.findall(r"^```toml\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    (tmp_path / "mycodec.py").write_text(codec, encoding="utf-8")
+    # What `pip install .` leaves in an environment of this `pyproject.toml`.
+    (group, name, value) = re.findall(r'entry-points\."([\w.]+)"\]\n(\w+) = "(\w+)"', project)[0]
+    metadata = tmp_path / "mycodec-0.1.0.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: mycodec\nVersion: 0.1.0\n", encoding="utf-8")
+    (metadata / "entry_points.txt").write_text(f"[{group}]\n{name} = {value}\n", encoding="utf-8")
+    (tmp_path / "script.py").write_text(script, encoding="utf-8")
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", ""), *sys.path])
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "script.py"],
+        cwd=tmp_path,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "32.0 times fewer bytes\n"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from codec_tensors import DTYPES, FLOATS, same_bits, tensors
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fogline.common.codecs import Chain, CodedStage
+from fogline.common.codecs import Chain, CodedStage, base
 from fogline.common.errors import ConfigError, FormatError, InputError
 
 
@@ -206,3 +207,18 @@ def test_feedback_for_a_stage_that_takes_none_is_refused() -> None:
         encoder.apply({"fp16": {"x": 1.0}})
     with pytest.raises(FormatError, match="not in fp16"):
         encoder.apply({"errbound": {"epsilon": 1.0}})
+
+
+def test_a_package_s_codec_that_can_not_be_imported_is_told_and_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    metadata = tmp_path / "broken-1.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: broken\nVersion: 1\n")
+    (metadata / "entry_points.txt").write_text(f"[{base.ENTRY_POINTS}]\nmine = no_such_module\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    base._import_others.cache_clear()
+    with pytest.raises(ConfigError, match="codec 'mine' is unknown"):
+        Chain.parse("mine")
+    assert "codec mine (no_such_module) can't be imported: No module named 'no_such_module'" in caplog.text
+    base._import_others.cache_clear()
