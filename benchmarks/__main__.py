@@ -25,6 +25,7 @@ BENCHMARKS = {
     "split_policies": ".",
     "tensor_transport": ".",
     "tensor_sessions": ".",
+    "tensor_ahead": ".",
     "split_exactness": ".",
     "tensor_codecs": ".",
 }

@@ -64,6 +64,9 @@ class Tails:
     def save(self, through: int, answers: Sequence[Frame]) -> None:
         """Nothing has to survive."""
 
+    def interrupt(self) -> None:
+        """Nothing waits for another host."""
+
     def close(self, *, forget: bool) -> None:
         """Nothing to free."""
 

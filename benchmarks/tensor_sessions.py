@@ -248,7 +248,7 @@ def answer(process: subprocess.Popen[str]) -> dict[str, Any]:
 
 
 @contextmanager
-def host(folder: Path) -> Iterator[tuple[str, psutil.Process]]:
+def host(folder: Path, model: str = MODEL) -> Iterator[tuple[str, psutil.Process]]:
     """A tail host alone: its address and process."""
     (folder / "host.yaml").write_text(
         json.dumps(
@@ -262,7 +262,7 @@ def host(folder: Path) -> Iterator[tuple[str, psutil.Process]]:
                 "log": {"level": "warning"},
                 "tensors": {
                     "listen": "127.0.0.1:0",
-                    "models": [MODEL],
+                    "models": [model],
                     "device": "cpu",
                     "threads": 1,
                     "parallel": os.cpu_count() or 1,

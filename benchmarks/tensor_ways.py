@@ -191,6 +191,9 @@ class _Sink:
     def save(self, through: int, answers: Sequence[Frame]) -> None:
         raise NotImplementedError
 
+    def interrupt(self) -> None:
+        """Nothing waits for another host."""
+
     def close(self, *, forget: bool) -> None:
         """Nothing to free."""
 
@@ -203,6 +206,9 @@ class _Host:
 
     def describe(self, model: str) -> pb.DescribeResponse:
         return pb.DescribeResponse()
+
+    def interrupt(self) -> None:
+        """Nothing waits for another host."""
 
     def open(self, peer: Peer, message: pb.OpenSession) -> Started:
         return Started(_Sink(self._received, self._echo), durable_answers=True)

@@ -80,6 +80,10 @@ class Stage(ABC):
     def __init__(self, options: Options) -> None:  # noqa: B027  most stages have no options
         """`options` is an instance of the class's `options_type`."""
 
+    def heavy(self) -> str:
+        """Why nobody may have another host encode with such options; empty where they may."""
+        return ""
+
     def fingerprint(self) -> bytes:
         """What both ends must have in common beyond the options; b"" when nothing."""
         return b""

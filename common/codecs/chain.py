@@ -126,6 +126,11 @@ class Chain:
         """Whether every bit comes back."""
         return all(issubclass(cls, Compressor) for cls, _ in self._configured)
 
+    @property
+    def heavy(self) -> str:
+        """Why nobody may have another host encode with it; empty where they may."""
+        return next((why for cls, options in self._configured if (why := cls(options).heavy())), "")
+
     def fingerprint(self) -> bytes:
         """Eight bytes that differ where two ends would not understand each other: stages, versions, options, keys."""
         digest = hashlib.blake2b(digest_size=8)

@@ -18,6 +18,7 @@ from fogline.common.errors import FormatError
 
 _SMALL = 512  # bytes; a smaller payload gains less than it costs
 _PIECE, _PIECES = 8 * 1024, 4  # a sample, of payloads that are several times as large
+MAX_ASKED_LEVEL = 9  # of what another host encodes for us
 _MIN_WINDOW = 1024  # bytes; zstd's own least
 
 
@@ -51,6 +52,11 @@ class Zstd(Compressor):
     def __init__(self, options: Options) -> None:
         """Options are `ZstdOptions`."""
         self._options = cast(ZstdOptions, options)
+
+    def heavy(self) -> str:
+        """Levels above 9 take many times as long for a few percent."""
+        level = self._options.level
+        return f"zstd level {level} takes too long for it; at most {MAX_ASKED_LEVEL}" if level > MAX_ASKED_LEVEL else ""
 
     @cached_property
     def _compressor(self) -> zstandard.ZstdCompressor:

@@ -208,6 +208,10 @@ class TensorClient:
         for thread in self._threads:
             thread.join(self._connect_s + 5.0)
 
+    def interrupt(self, error: FoglineError) -> None:
+        """Have what waits fail with `error`, and all that is to come. From any thread; `abandon` it all the same."""
+        self._end(error)
+
     def abandon(self) -> None:
         """Leave without ending the session: another client can go on with it from a checkpoint."""
         self._closed = True
@@ -282,7 +286,10 @@ class TensorClient:
                 self._moved = time.monotonic()
             ready = threading.Event()
             call: Any = session_method(channel)(self._requests(number, ready))
-            self._call = call
+            with self._changed:
+                self._call = call
+                if self._stop.is_set():  # who ended the session found no call to cancel
+                    call.cancel()
             try:
                 with translate(self._address):
                     self._read(call, number, ready)

@@ -76,6 +76,9 @@ class Hosted(Protocol):
     def save(self, through: int, answers: Sequence[Frame]) -> None:
         """Make the state after operation `through` durable, with the answers that were not acknowledged."""
 
+    def interrupt(self) -> None:
+        """Have what waits for another host fail at once, and all that is to come. From any thread."""
+
     def close(self, *, forget: bool) -> None:
         """Free everything; with `forget` the checkpoints too."""
 
@@ -101,6 +104,9 @@ class Executor(Protocol):
 
         None: it is continued (`setup` is empty) and nothing is known of it. Raises errors of the tree.
         """
+
+    def interrupt(self) -> None:
+        """Have an `open` that waits for another host fail at once. From any thread."""
 
 
 @dataclass
@@ -458,6 +464,8 @@ class TensorService(tensors_pb2_grpc.TensorServiceServicer):
         if live.task is not None:
             live.task.cancel()
             await asyncio.wait({live.task})
+        if live.executing:
+            live.started.hosted.interrupt()
         await asyncio.get_running_loop().run_in_executor(live.thread, lambda: live.started.hosted.close(forget=forget))
         live.thread.shutdown(wait=False)
 
@@ -466,6 +474,7 @@ class TensorService(tensors_pb2_grpc.TensorServiceServicer):
         if self._sweeper is not None:
             self._sweeper.cancel()
         if self._starts:
+            self._executor.interrupt()
             await asyncio.wait(self._starts.values())
         for session in list(self._live):
             await self._forget(session, forget=False)

@@ -8,7 +8,8 @@ goes on from there with the tensors that it received.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -200,12 +201,21 @@ class Segment(nn.Module):
     @property
     def draws_random(self) -> bool:
         """Whether it draws random numbers in training mode (dropout)."""
-        live = self.plan.analysis.training
-        begin, end = self.plan.begin, self.plan.end
-        if live is None or (begin and not begin.training) or (end and not end.training):
+        return self.draws_in(training=True)
+
+    def draws_in(self, *, training: bool) -> bool:
+        """Whether it draws random numbers in a mode, all of its modules being in that."""
+        live = self.plan.analysis.training if training else self.plan.analysis.evaluation
+        start, stop = 0, live.end if live else 0
+        for place, is_begin in ((self.plan.begin, True), (self.plan.end, False)):
+            if place is None:
+                continue
+            point = place.training if training else place.evaluation
+            if point is None:
+                return False
+            start, stop = (point.time, stop) if is_begin else (start, point.time)
+        if live is None:
             return False
-        start = begin.training.time if begin and begin.training else 0
-        stop = end.training.time if end and end.training else live.end
         return any(start <= n < stop for n in live.draws)
 
     def resolve(self, plan: Plan, model: nn.Module) -> None:
@@ -233,7 +243,10 @@ class Segment(nn.Module):
         for kept_dict in ("_modules", "_parameters", "_buffers", "_non_persistent_buffers_set"):
             self.__dict__[kept_dict] = copied.__dict__[kept_dict]
         self._model, self._plan, self._pending = (copied,), plan, None
-        copied.training = self.training
+        if model.training == self.training:
+            copied.training = self.training
+        else:  # it was told otherwise before it was traced
+            copied.train(self.training)
 
     def train(self, mode: bool = True) -> Segment:
         """Set training mode, as the model's own `train` does it."""
@@ -256,6 +269,14 @@ class Segment(nn.Module):
         """Its parameters and persistent buffers. Raises InputError before the model was traced."""
         assert self.plan
         return super().state_dict(*args, **kwargs)
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """As of any module. A plain dict will do: without versions, modules that own nothing here would want more."""
+        if not hasattr(state_dict, "_metadata"):
+            versions = self.state_dict()._metadata
+            state_dict = OrderedDict(state_dict)
+            state_dict._metadata = versions  # type: ignore[attr-defined]
+        return super().load_state_dict(state_dict, strict, assign)
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         assert self.plan

@@ -33,6 +33,7 @@ from fogline.common.split.profile import INPUT, Profile, hardware_id, load
 from fogline.common.split.segments import Segment, split
 from fogline.common.split.structure import replace, tensors
 from fogline.common.tails.adaptive_link import HostLink, Observe, batch_of
+from fogline.common.tails.connected import Connected
 from fogline.common.tails.observed import Observed
 from fogline.common.tails.remote import RemoteTail
 
@@ -64,7 +65,7 @@ class _Sides:
     tail: Segment
 
 
-class AdaptiveModel(nn.Module):
+class AdaptiveModel(Connected):
     """Takes and returns what the model does; for inference. Close it, or use it in `with`.
 
     The whole model stays here, so that there is always an answer: a dead link never raises. `last` tells of the last
@@ -208,7 +209,8 @@ class AdaptiveModel(nn.Module):
 
     def close(self) -> None:
         """End the session; calls are answered here from then on. Idempotent."""
-        self._host.close()
+        if self._ours:
+            self._host.close()
 
     def __enter__(self) -> AdaptiveModel:
         return self
@@ -221,6 +223,8 @@ class AdaptiveModel(nn.Module):
     def _answer(
         self, began: float, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[Any, str, str, str, float | None]:
+        if not self._ours:
+            return self.model(*args, **kwargs), LOCAL, DEVICE, "a forked process has no connection", None
         try:
             planner = self._planner(batch_of(args, kwargs))
         except InputError as error:  # too far from what was measured

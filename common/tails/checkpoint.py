@@ -4,7 +4,8 @@
     | answers' payloads | SHA-256 of all that
 
 One folder for each session holds the last two that its client may go back to, and the last that was made for restarts
-of the host. `through` is the operation after which the state was taken.
+of the host; besides these, what the client says that checkpoints of its own go on from. `through` is the operation
+after which the state was taken.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import logging
 import shutil
 import struct
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +37,7 @@ log = logging.getLogger(__name__)
 
 MAGIC = b"FOGTAIL1"
 KEEP = 2
+MAX_HELD = 8  # a host further down holds three, and a fourth while it writes
 MAX_HEADER = 16 << 20
 _LENGTHS = struct.Struct("<QQ")
 _DIGEST = 32
@@ -89,11 +91,18 @@ class Checkpoints:
         self._folder, self._quota = folder, quota_bytes
 
     def write(
-        self, session: bytes, header: Header, tensors: dict[str, Tensor], parts: Sequence[Buffer], *, keep: bool = True
+        self,
+        session: bytes,
+        header: Header,
+        tensors: dict[str, Tensor],
+        parts: Sequence[Buffer],
+        *,
+        keep: bool = True,
+        hold: Collection[int] = (),
     ) -> None:
         """Make a state durable, then drop the session's older ones; `keep`: its client may go back to it.
 
-        Raises CapacityError.
+        Those taken after the operations of `hold`, at most MAX_HELD, are not dropped. Raises CapacityError.
         """
         packed = msgspec.msgpack.encode(header)
         blob = save({name: t.detach().cpu().contiguous() for name, t in tensors.items()})
@@ -102,7 +111,7 @@ class Checkpoints:
         for piece in pieces:
             digest.update(piece)
         data = b"".join([*pieces, digest.digest()])
-        count = KEEP + 1
+        count = KEEP + 1 + len(hold)
         if self._quota is not None and (held := self.held_bytes(but=session)) + count * len(data) > self._quota:
             raise CapacityError(
                 f"checkpoints of other sessions take {held} bytes and this one needs {count} times {len(data)}, of "
@@ -112,7 +121,8 @@ class Checkpoints:
         for kind, number in (("kept", KEEP), ("last", 0 if keep else 1)):
             found = sorted(self._of(session).glob(f"*.{kind}"))
             for old in found[: len(found) - number]:
-                old.unlink(missing_ok=True)
+                if not (old.stem.isdigit() and int(old.stem) in hold):
+                    old.unlink(missing_ok=True)
 
     def read(self, session: bytes, through: int = 0) -> Checkpoint | None:
         """The checkpoint taken after operation `through`, or (0) the last; None: there is none.
@@ -135,6 +145,16 @@ class Checkpoints:
         """Operations after which there are checkpoints, rising."""
         paths = (*self._of(session).glob("*.kept"), *self._of(session).glob("*.last"))
         return sorted(int(path.stem) for path in paths if path.stem.isdigit())
+
+    def upstreams(self, session: bytes) -> dict[int, int]:
+        """By the operation after which a checkpoint was taken: the one further up that it goes on from."""
+        found: dict[int, int] = {}
+        for step in self.steps(session):
+            with suppress(FormatError, OSError):
+                path = self._path(session, step)
+                if path is not None and (token := read_header(path).upstream) is not None:
+                    found[step] = int(token["seq"])
+        return found
 
     def rewind(self, session: bytes, through: int) -> None:
         """Forget what comes after `through`: the client goes on from there in another way."""
@@ -176,6 +196,21 @@ class Checkpoints:
     def _path(self, session: bytes, through: int) -> Path | None:
         paths = (self._of(session) / f"{through:020d}.{kind}" for kind in ("kept", "last"))
         return next((path for path in paths if path.exists()), None)
+
+
+def read_header(path: Path) -> Header:
+    """The header alone, which no hash has been held against. Raises FormatError, OSError."""
+    with path.open("rb") as file:
+        begin = file.read(len(MAGIC) + _LENGTHS.size)
+        if len(begin) < len(MAGIC) + _LENGTHS.size or begin[: len(MAGIC)] != MAGIC:
+            raise FormatError("not a checkpoint of a tensor session")
+        size, _ = _LENGTHS.unpack_from(begin, len(MAGIC))
+        if size > MAX_HEADER:
+            raise FormatError("the checkpoint's lengths are wrong")
+        try:
+            return msgspec.msgpack.decode(file.read(size), type=Header)
+        except msgspec.DecodeError as error:
+            raise FormatError(f"the checkpoint is malformed: {str(error)[:300]}") from error
 
 
 def parse(data: bytes) -> Checkpoint:

@@ -24,6 +24,12 @@ class TensorsConfig(Config, frozen=True):
     upstream: Annotated[
         str | None, Meta(description="host:port of the host that runs what follows our part; null: none")
     ] = None
+    upstream_give_up_s: Annotated[
+        float, Meta(gt=0, description="A session fails when the host further up was gone for so long")
+    ] = 120.0
+    upstream_log_bytes: Annotated[
+        int, Meta(ge=1024, description="Operations of a session held for the host further up until durable there")
+    ] = 256 << 20
     checkpoint_dir: Annotated[Path | None, Meta(description="Folder of sessions' states; null: in data_dir")] = None
     checkpoint_bytes: Annotated[int, Meta(ge=1 << 20, description="Quota of checkpoints and of weights")] = 16 << 30
     checkpoint_keep_s: Annotated[float, Meta(gt=0, description="States that nobody asked for are removed")] = 604_800.0
@@ -39,6 +45,9 @@ class TensorsConfig(Config, frozen=True):
     max_frame_bytes: Annotated[int, Meta(ge=1024, description="Payload of one operation; weights are one")] = 1 << 30
     max_tensor_bytes: Annotated[int, Meta(ge=1024, description="One tensor, decoded")] = 1 << 30
     max_kept_bytes: Annotated[int, Meta(ge=1024, description="Operations and answers held of all sessions")] = 2 << 30
+    max_graph_bytes: Annotated[
+        int, Meta(ge=1024, description="What forwards hold until their backward, of all sessions")
+    ] = 4 << 30
     window: Annotated[int, Meta(ge=1, le=1024, description="Operations of a session under way")] = 16
     metrics: MetricsConfig = MetricsConfig()
 

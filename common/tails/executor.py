@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -28,24 +28,15 @@ from fogline.common.rpc.tensor_service import BrokenSessionError, Done
 from fogline.common.split import weights
 from fogline.common.split.segments import Segment
 from fogline.common.tails import losses, optimizer, outputs
+from fogline.common.tails.checkpoint import MAX_HELD
 from fogline.common.tails.generator import SessionGenerator
+from fogline.common.tails.graphs import Graph, GraphMemory, Graphs
+from fogline.common.tails.modes import modes_that_draw, modules_of, set_mode
 from fogline.common.tails.parts import digest
 from fogline.common.tails.setup import Setup
 from fogline.common.tails.tensors import Receiver, Sender, of_role, raw, read_raw
 from fogline.common.tails.upstream import Upstream
 from fogline.common.wire.tensors import Buffer, Frame, Role, TensorHeader
-
-MAX_GRAPHS = 64
-
-
-@dataclass
-class Graph:
-    """A forward whose backward is still to come."""
-
-    inputs: list[Tensor]  # leaves
-    wanted: list[bool]  # whether the client wants the gradient
-    outputs: list[Tensor]
-    caught: dict[int, Tensor]  # gradients of inputs, as they came: autograd would copy them into another layout
 
 
 class TailExecutor:
@@ -60,14 +51,19 @@ class TailExecutor:
         *,
         training: bool,
         upstream: Upstream | None = None,
+        memory: GraphMemory | None = None,
     ) -> None:
         self.setup, self.segments, self.device = setup, list(segments), device
         self.generator, self.upstream, self.training = generator, upstream, training
         activations, gradients, results, result_gradients = setup.codecs.chains()
         self.activations, self.gradients = Receiver(activations), Sender(gradients)
         self.outputs, self.output_gradients = Sender(results), Receiver(result_gradients)
+        self._fixed = [[] if s is None else modules_of(s, setup.fixed) for s in self.segments]
+        self._draws = [
+            frozenset() if s is None else modes_that_draw(s, setup.fixed, setup.fixed_training) for s in self.segments
+        ]
         self._adaptive = "errbound" in activations.spec
-        self.graphs: dict[int, Graph] = {}
+        self.graphs = Graphs(memory or GraphMemory(1 << 62))
         self.loaded = False
         self.optimizer: torch.optim.Optimizer | None = None
         if training:
@@ -107,28 +103,41 @@ class TailExecutor:
             raise ProtocolError(f"{type(body).__name__} before LoadWeights; a session begins with its weights")
         if not self.training and not isinstance(body, (pb.Forward, pb.ForwardLoss, pb.LoadWeights, pb.FetchWeights)):
             raise ProtocolError(f"{type(body).__name__} in an inference session; open one for training")
-        return handle(body, frame)
+        try:
+            return handle(body, frame)
+        except FoglineError as error:
+            if self.upstream is None or not self.upstream.failed or isinstance(error, BrokenSessionError):
+                raise
+            told = f"the host further up can't be worked with: {error}"
+            raise BrokenSessionError(type(error)(told)) from error
+
+    def interrupt(self) -> None:
+        """Have what waits for the host further up fail at once. From any thread."""
+        if self.upstream is not None:
+            self.upstream.interrupt()
 
     def _forward(self, body: pb.Forward, frame: Frame) -> Done:
         keep = body.keep_graph
         if keep and not self.training:
             raise ProtocolError("a forward that keeps its graph in an inference session; open one for training")
-        if len(self.graphs) >= MAX_GRAPHS:
-            raise CapacityError(f"{len(self.graphs)} forwards wait for their backward; call backward on some of them")
-        with self._undone(body.cut, body.training):
+        self.graphs.check()
+        with self._undone(body.cut, body.training, frame.seq):
             graph, structure, drawn = self._run(frame, body.training, keep, body.cut)
+            if keep:
+                segment = self._segment(body.cut)
+                self.graphs.add(
+                    frame.seq, graph, () if segment is None else (*segment.parameters(), *segment.buffers())
+                )
             tensors = [
                 self.outputs.send(Role.OUTPUT, i, t, training=keep and body.training)
                 for i, t in enumerate(graph.outputs)
             ]
         if drawn is not None:
             tensors.append(raw(Role.GENERATOR, drawn))
-        if keep:
-            self.graphs[frame.seq] = graph
         return _done(tensors, structure)
 
     def _backward(self, body: pb.Backward, frame: Frame) -> Done:
-        graph = self._graph(body.forward)
+        graph = self.graphs.get(body.forward)
         grads: dict[int, Tensor] = {}
         for header, part in of_role(frame.tensors, frame.parts, Role.OUTPUT_GRADIENT):
             number = int(header.name.partition(":")[0]) if header.name.partition(":")[0].isdigit() else -1
@@ -138,7 +147,7 @@ class TailExecutor:
         wanted = [
             (graph.outputs[i], g.to(self.device)) for i, g in sorted(grads.items()) if graph.outputs[i].requires_grad
         ]
-        del self.graphs[body.forward]
+        self.graphs.drop(body.forward)
         return self._backpropagate(graph, [t for t, _ in wanted], [g for _, g in wanted], [])
 
     def _forward_loss(self, body: pb.ForwardLoss, frame: Frame) -> Done:
@@ -156,7 +165,7 @@ class TailExecutor:
             mean = losses.compute(body.loss, options, _scores(value), labels[0])
             loss.append(mean if scale == 1.0 else mean * scale)
 
-        with self._undone(body.cut, body.training):
+        with self._undone(body.cut, body.training, frame.seq):
             if self.upstream is not None:
                 further = (body.loss, options | {"scale": scale}, labels[0])
                 graph, _, drawn = self._run(frame, body.training, body.backward, body.cut, loss=further)
@@ -171,8 +180,8 @@ class TailExecutor:
         return self._backpropagate(graph, loss, None, tensors)
 
     def _release(self, body: pb.Release, frame: Frame) -> Done:
-        self._graph(body.forward)
-        del self.graphs[body.forward]
+        self.graphs.get(body.forward)
+        self.graphs.drop(body.forward)
         return Done()
 
     def _zero_grad(self, body: pb.ZeroGrad, frame: Frame) -> Done:
@@ -227,8 +236,10 @@ class TailExecutor:
             raise InputError(
                 f"a checkpoint while {len(self.graphs)} forwards wait for their backward; call it between steps"
             )
+        if len(body.hold) > MAX_HELD:
+            raise ProtocolError(f"{len(body.hold)} earlier checkpoints are to stay; at most {MAX_HELD}")
         if self.upstream is not None:
-            self.upstream.checkpoint()
+            self.upstream.checkpoint(body.keep)
         return Done()
 
     def _fetch_weights(self, body: pb.FetchWeights, frame: Frame) -> Done:
@@ -281,26 +292,24 @@ class TailExecutor:
         given = [read_raw(h, p) for h, p in of_role(frame.tensors, frame.parts, Role.GENERATOR)]
         if given and (len(given) > 1 or self.device.type != "cpu"):
             raise ProtocolError("a generator's state is of use to a tail on a CPU only; connect with carry_rng=False")
-        draws = bool(given) or (training and (self.upstream is not None or segment is None or segment.draws_random))
+        draws = bool(given) or (segment is not None and training in self._draws[cut])
         if segment is not None:
-            segment.train(training)
+            set_mode(segment, training, self._fixed[cut], self.setup.fixed_training)
         caught: dict[int, Tensor] = {}
         for i, leaf in enumerate(inputs):
             if leaf.requires_grad:
                 leaf.register_hook(_catch(caught, i))  # type: ignore[no-untyped-call]
-        with (
-            _told(),
-            self.generator.drawing(given[0] if given else None) if draws else nullcontext(),
-            torch.enable_grad() if keep else torch.no_grad(),
-        ):
+        with _told(), torch.enable_grad() if keep else torch.no_grad():
             value: Any = inputs[0] if len(inputs) == 1 else tuple(inputs)
-            if segment is not None:
-                value = segment(*inputs) if segment.at[0] is not None else _called(segment, self.setup, inputs)
+            # Not while the host further up is waited for: other sessions draw here too.
+            with self.generator.drawing(given[0] if given else None) if draws else nullcontext():
+                if segment is not None:
+                    value = segment(*inputs) if segment.at[0] is not None else _called(segment, self.setup, inputs)
+                if then is not None:
+                    then(value)
+                    value = ()
             if self.upstream is not None:
                 value = self.upstream.run(value, training, loss)
-            if then is not None:
-                then(value)
-                value = ()
             structure, found = outputs.describe(value)
         return Graph(inputs, wanted, found, caught), structure, self.generator.cpu if given else None
 
@@ -334,7 +343,7 @@ class TailExecutor:
         return self.segments[cut]
 
     @contextmanager
-    def _undone(self, cut: int, training: bool) -> Iterator[None]:
+    def _undone(self, cut: int, training: bool, seq: int) -> Iterator[None]:
         """Put buffers and the generator back when the model fails, or what it returns can't be sent."""
         segment, generator = self._segment(cut), self.generator
         if training and not self.training:
@@ -344,6 +353,7 @@ class TailExecutor:
         try:
             yield
         except Exception:
+            self.graphs.drop(seq)
             generator.cpu, generator.cuda = drawn
             with torch.no_grad():
                 for buffer, before in zip(segment.buffers() if segment is not None and kept else (), kept, strict=True):
@@ -371,18 +381,9 @@ class TailExecutor:
         if self.optimizer is None or 0 not in graph.caught or not self._adaptive:
             return done
         momentum = mean_momentum(self.optimizer, (p for _, p in self.parameters()))
-        self.activations.decoder.observe(gradient_norm=gradient_norm(graph.caught[0]), momentum=momentum)
-        advice = self.activations.decoder.feedback()
+        self.activations.first.observe(gradient_norm=gradient_norm(graph.caught[0]), momentum=momentum)
+        advice = self.activations.first.feedback()
         return replace(done, feedback=msgspec.json.encode(advice)) if advice else done
-
-    def _graph(self, seq: int) -> Graph:
-        graph = self.graphs.get(seq)
-        if graph is None:
-            raise InputError(
-                f"operation {seq} has no graph: its backward came already, or it was not run with gradients; "
-                "call backward once for each forward (retain_graph is not possible here)"
-            )
-        return graph
 
 
 def _catch(caught: dict[int, Tensor], number: int) -> Callable[[Tensor], None]:

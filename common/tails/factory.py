@@ -7,18 +7,19 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
-from weakref import WeakValueDictionary
+from weakref import WeakSet, WeakValueDictionary
 
 import msgspec
 import torch
 from torch import nn
 
 from fogline.common import codecs as codec_stages
-from fogline.common.blobs import BlobStore
+from fogline.common.blobs import DIGEST_BYTES, BlobStore
 from fogline.common.config import TlsConfig
 from fogline.common.errors import (
     CapacityError,
@@ -26,13 +27,13 @@ from fogline.common.errors import (
     IdentityError,
     InputError,
     ProtocolError,
+    UnavailableError,
 )
 from fogline.common.models.loader import load_model
 from fogline.common.rpc.accounting import LinkMeter
 from fogline.common.rpc.gen import tensors_pb2 as pb
 from fogline.common.rpc.peer import Peer
 from fogline.common.rpc.tensor_service import Started
-from fogline.common.split import weights as weight_files
 from fogline.common.split.cuts import architecture_hash
 from fogline.common.split.profile import hardware_id
 from fogline.common.split.segments import Segment, split
@@ -41,7 +42,9 @@ from fogline.common.tails.checkpoint import Checkpoint, Checkpoints
 from fogline.common.tails.config import TensorsConfig
 from fogline.common.tails.executor import TailExecutor
 from fogline.common.tails.generator import SessionGenerator
+from fogline.common.tails.graphs import GraphMemory
 from fogline.common.tails.hosted import HostedTail, check_same
+from fogline.common.tails.modes import modules_of, set_mode
 from fogline.common.tails.remote import RemoteTail
 from fogline.common.tails.setup import Setup
 from fogline.common.tails.tensors import TO_WIRE
@@ -72,6 +75,9 @@ class SessionFactory:
         self._drawing = threading.Lock()
         self._building = threading.Lock()
         self._shared: WeakValueDictionary[str, Shared] = WeakValueDictionary()
+        self._upstreams: WeakSet[Upstream] = WeakSet()
+        self._interrupted = False
+        self._graphs = GraphMemory(config.max_graph_bytes)
 
     def describe(self, model: str) -> pb.DescribeResponse:
         """Whether a model may be run here, and on what."""
@@ -108,6 +114,12 @@ class SessionFactory:
             return self._fresh(peer, message, setup)  # the client sends again what it has, or says that it can't
         return self._resumed(peer, message, setup, saved)
 
+    def interrupt(self) -> None:
+        """Have sessions that are being made fail where they wait for a host further up. From any thread."""
+        self._interrupted = True
+        for upstream in list(self._upstreams):
+            upstream.interrupt()
+
     def sweep(self, older_than_s: float) -> int:
         """Remove states and weights that nobody has asked for in so long; returns how many sessions went."""
         for digest in list(self._weights.digests()):
@@ -120,7 +132,7 @@ class SessionFactory:
 
     def _fresh(self, peer: Peer, message: pb.OpenSession, setup: Setup) -> Started:
         executor = self._executor(setup, training=True)
-        hosted = HostedTail(executor, message.session, peer, int(message.mode), self.checkpoints, lambda: None)
+        hosted = HostedTail(executor, message.session, peer, int(message.mode), self.checkpoints, lambda files: None)
         return Started(hosted, durable_answers=False)
 
     def _resumed(self, peer: Peer, message: pb.OpenSession, given: Setup, saved: Checkpoint) -> Started:
@@ -129,11 +141,13 @@ class SessionFactory:
             raise IdentityError(f"session {message.session.hex()} is not of {peer.name}; open one of your own")
         setup = Setup.unpack(header.setup)
         check_same(setup, given)
-        if message.rollback_to:
-            self.checkpoints.rewind(message.session, message.rollback_to)
         executor = self._executor(setup, training=True)
-        hosted = HostedTail(executor, message.session, peer, header.mode, self.checkpoints, lambda: None)
-        hosted.restore(saved)
+        hosted = HostedTail(executor, message.session, peer, header.mode, self.checkpoints, lambda files: None)
+        try:
+            hosted.restore(saved, rewind=bool(message.rollback_to))
+        except BaseException:
+            hosted.close(forget=False)
+            raise
         return Started(hosted, durable_answers=False, executed=header.through, answers=saved.answers)
 
     def _inference(self, peer: Peer, message: pb.OpenSession, setup: Setup) -> Started | None:
@@ -144,30 +158,47 @@ class SessionFactory:
         shared = self._shared.get(key)
         executor = self._executor(setup, training=False, shared=shared)
         if message.answered_through and not executor.loaded:
-            digest = bytes.fromhex(setup.weights)
-            if executor.upstream is not None or not self._weights.has(digest):
+            files = self._kept_weights(setup)
+            if files is None:
                 return None
-            executor.load_weights([self._weights.get(digest)])
-            os.utime(self._weights.path(digest))  # asked for
+            executor.load_weights(files)
         held = shared or Shared(executor.segments)
         if executor.loaded:
             self._shared[key] = held
 
-        def loaded() -> None:
-            self._shared.setdefault(key, held)
-            if executor.upstream is None and held.segments[0] is not None:
-                try:
-                    self._weights.put(weight_files.save(held.segments[0]))
-                except CapacityError as error:  # it works without; a restart ends such sessions
-                    log.warning("weights are not kept", extra={"error_text": str(error)})
+        def loaded(files: Sequence[bytes]) -> None:
+            if executor.upstream is None:
+                self._shared.setdefault(key, held)
+            try:
+                found = [self._weights.put(data) for data in files]
+                if len(found) > 1:
+                    self._weights.put(b"".join(found))  # whose own digest is what a setup calls them by
+            except CapacityError as error:  # it works without; a restart ends such sessions
+                log.warning("weights are not kept", extra={"error_text": str(error)})
 
         hosted = HostedTail(executor, message.session, peer, int(message.mode), self.checkpoints, loaded, held)
         return Started(hosted, durable_answers=True, executed=message.answered_through)
+
+    def _kept_weights(self, setup: Setup) -> list[bytes] | None:
+        """The files that a setup names, from before a restart. Raises FormatError for damaged ones."""
+        name = bytes.fromhex(setup.weights)
+        if not self._weights.has(name):
+            return None
+        found = [name]
+        if setup.upstream and setup.cuts[0][0] != setup.cuts[0][1]:  # that of the middle, and that of what follows
+            joined = self._weights.get(name)
+            found += [joined[i : i + DIGEST_BYTES] for i in range(0, len(joined), DIGEST_BYTES)]
+        if not all(self._weights.has(digest) for digest in found):
+            return None
+        for digest in found:
+            os.utime(self._weights.path(digest))  # asked for
+        return [self._weights.get(digest) for digest in found[-2:]]
 
     # -- building
 
     def _executor(self, setup: Setup, *, training: bool, shared: Shared | None = None) -> TailExecutor:
         upstream = None
+        generator = SessionGenerator(setup.seed, self.device, self._drawing)
         if setup.upstream:
             if self._config.upstream is None:
                 raise ConfigError(
@@ -184,14 +215,12 @@ class SessionFactory:
             if setup.upstream:
                 if further is None:
                     raise ProtocolError("nothing of the model follows this part")
-                upstream = Upstream(further, lambda segment, token: self._connect(setup, training, segment, token))
+                upstream = Upstream(further, partial(self._connect, setup, training), generator)
+                self._upstreams.add(upstream)
+                if self._interrupted:
+                    raise UnavailableError("this host is stopping; try again when it is back")
         executor = TailExecutor(
-            setup,
-            segments,
-            self.device,
-            SessionGenerator(setup.seed, self.device, self._drawing),
-            training=training,
-            upstream=upstream,
+            setup, segments, self.device, generator, training=training, upstream=upstream, memory=self._graphs
         )
         executor.loaded = shared is not None and not setup.upstream
         return executor
@@ -216,6 +245,9 @@ class SessionFactory:
     def _split(self, model: nn.Module, setup: Setup, example: Example) -> tuple[list[Segment | None], Segment | None]:
         if setup.upstream:
             _, middle, tail = split(model, setup.cuts[0], example=example, max_tensors=setup.max_tensors)
+            if tail is not None and setup.fixed:  # which the host further up is told of in its turn
+                fixed = modules_of(tail, setup.fixed)
+                set_mode(tail, not setup.fixed_training, fixed, setup.fixed_training)
             return [middle], tail
         segments: list[Segment | None] = []
         for begin, end in setup.cuts:
@@ -227,7 +259,14 @@ class SessionFactory:
             segments.append(made[-1])
         return segments, None
 
-    def _connect(self, setup: Setup, training: bool, segment: Segment, token: Mapping[str, Any] | None) -> RemoteTail:
+    def _connect(
+        self,
+        setup: Setup,
+        training: bool,
+        segment: Segment,
+        token: Mapping[str, Any] | None,
+        begun: Callable[[RemoteTail], None],
+    ) -> RemoteTail:
         assert self._config.upstream is not None
         codecs = setup.codecs
         return RemoteTail.connect(
@@ -246,7 +285,10 @@ class SessionFactory:
             output_gradient_codec=codecs.output_gradients,
             seed=setup.seed,
             resume=token,
+            give_up_s=self._config.upstream_give_up_s,
+            log_bytes=self._config.upstream_log_bytes,
             meter=self._meter,
+            begun=begun,
         )
 
 

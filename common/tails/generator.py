@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -16,6 +17,28 @@ from torch import Tensor
 from fogline.common.errors import ProtocolError
 
 STATE_BYTES = 5056  # of the CPU's Mersenne twister
+
+
+class Generator(Protocol):
+    """Whose numbers head and tail draw one after the other: what travels is its state."""
+
+    def get(self) -> Tensor:
+        """The state."""
+
+    def set(self, state: Tensor) -> None:
+        """Go on from this state. Raises ProtocolError for what is none."""
+
+
+class DefaultGenerator:
+    """The CPU's default one, which a training script draws from."""
+
+    def get(self) -> Tensor:
+        """The state."""
+        return torch.get_rng_state()
+
+    def set(self, state: Tensor) -> None:
+        """Go on from this state. Raises ProtocolError for what is none."""
+        set_state(state)
 
 
 class SessionGenerator:
@@ -27,6 +50,18 @@ class SessionGenerator:
         self.cuda: Tensor | None = None
         if device.type == "cuda":
             self.cuda = torch.Generator(device).manual_seed(seed).get_state()
+
+    def get(self) -> Tensor:
+        """The state of the CPU's generator, for whoever draws further up."""
+        return self.cpu
+
+    def set(self, state: Tensor) -> None:
+        """What it is after that. Raises ProtocolError for what is no state."""
+        _check(state)
+        try:
+            self.cpu = torch.Generator().set_state(state.clone()).get_state()
+        except RuntimeError as error:
+            raise _refused(error) from error
 
     @contextmanager
     def drawing(self, given: Tensor | None = None) -> Iterator[None]:
@@ -54,9 +89,17 @@ class SessionGenerator:
 
 def set_state(state: Tensor) -> None:
     """Set the CPU's default generator. Raises ProtocolError for what is no state of it."""
-    if state.dtype != torch.uint8 or state.ndim != 1 or state.numel() != torch.get_rng_state().numel():
-        raise ProtocolError(f"a generator's state of {state.numel()} {state.dtype}; it has {STATE_BYTES} bytes")
+    _check(state)
     try:
         torch.set_rng_state(state.clone())
     except RuntimeError as error:
-        raise ProtocolError(f"a generator's state that torch refuses: {str(error).splitlines()[0]}") from error
+        raise _refused(error) from error
+
+
+def _check(state: Tensor) -> None:
+    if state.dtype != torch.uint8 or state.ndim != 1 or state.numel() != torch.get_rng_state().numel():
+        raise ProtocolError(f"a generator's state of {state.numel()} {state.dtype}; it has {STATE_BYTES} bytes")
+
+
+def _refused(error: RuntimeError) -> ProtocolError:
+    return ProtocolError(f"a generator's state that torch refuses: {str(error).splitlines()[0]}")

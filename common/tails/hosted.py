@@ -23,10 +23,11 @@ from fogline.common.tails.checkpoint import (
 )
 from fogline.common.tails.executor import TailExecutor
 from fogline.common.tails.setup import Setup
-from fogline.common.wire.tensors import Frame
+from fogline.common.tails.tensors import of_role
+from fogline.common.wire.tensors import Frame, Role
 
 # Must be what they were when a session goes on; weights and hyper-parameters have moved on since.
-_SAME = ("model", "kwargs", "architecture", "cuts", "call", "inputs", "max_tensors", "codecs", "upstream")
+_SAME = ("model", "kwargs", "architecture", "cuts", "call", "inputs", "max_tensors", "codecs", "fixed", "upstream")
 
 
 class HostedTail:
@@ -39,22 +40,28 @@ class HostedTail:
         peer: Peer,
         mode: int,
         checkpoints: Checkpoints,
-        loaded: Callable[[], None],
+        loaded: Callable[[Sequence[bytes]], None],
         holds: object = None,
     ) -> None:
-        """`loaded` is called when the weights have come; `holds` is kept as long as the session."""
+        """`loaded` is called with the weights' files when they have come; `holds` is kept as long as the session."""
         self._executor, self._session, self._peer, self._mode = executor, session, peer, mode
         self._checkpoints, self._loaded, self._holds = checkpoints, loaded, holds
-        self._keep = False  # what the checkpoint that is being made is for
+        self._asked = pb.Checkpoint()  # what the checkpoint that is being made is for
+        self._upstreams: dict[int, int] = {}  # checkpoints, and those further up that they go on from
 
     def execute(self, body: Any, frame: Frame) -> Done:
         """Execute an operation."""
         was = self._executor.loaded
-        self._keep = isinstance(body, pb.Checkpoint) and body.keep
+        if isinstance(body, pb.Checkpoint):
+            self._asked = body
         done = self._executor.execute(body, frame)
         if self._executor.loaded and not was:
-            self._loaded()
+            self._loaded([bytes(part) for _, part in of_role(frame.tensors, frame.parts, Role.WEIGHTS)])
         return done
+
+    def interrupt(self) -> None:
+        """Have what waits for a host further up fail at once. From any thread."""
+        self._executor.interrupt()
 
     def save(self, through: int, answers: Sequence[Frame]) -> None:
         """Write a checkpoint. Raises CapacityError."""
@@ -76,10 +83,24 @@ class HostedTail:
             upstream=token,
             answers=saved,
         )
-        self._checkpoints.write(self._session, header, tensors, parts, keep=self._keep)
+        asked = self._asked
+        self._checkpoints.write(self._session, header, tensors, parts, keep=asked.keep, hold=asked.hold)
+        if token is not None:
+            self._upstreams[through] = int(token["seq"])
+            self._hold()
 
-    def restore(self, checkpoint: Checkpoint) -> None:
-        """Become what was saved. Raises FormatError for a checkpoint of another model."""
+    def _hold(self) -> None:
+        """Checkpoints here are of use as long as those further up are there."""
+        if self._executor.upstream is not None:
+            there = self._checkpoints.steps(self._session)
+            self._upstreams = {step: further for step, further in self._upstreams.items() if step in there}
+            self._executor.upstream.hold(list(self._upstreams.values()))
+
+    def restore(self, checkpoint: Checkpoint, *, rewind: bool) -> None:
+        """Become what was saved; `rewind`: and forget what came later, once that was possible.
+
+        Raises FormatError for a checkpoint of another model.
+        """
         executor, tensors = self._executor, checkpoint.tensors
         state = _under(tensors, "state")
         own = self._state()
@@ -109,6 +130,10 @@ class HostedTail:
                 codecs.setdefault(end, {})[key] = tensor
             executor.upstream.resume(token | ({"codecs": codecs} if codecs else {}))
         executor.loaded = True
+        if rewind:
+            self._checkpoints.rewind(self._session, checkpoint.header.through)
+        self._upstreams = self._checkpoints.upstreams(self._session)
+        self._hold()
 
     def close(self, *, forget: bool) -> None:
         """Free everything."""
@@ -135,10 +160,10 @@ class HostedTail:
     def _ends(self) -> dict[str, Any]:
         executor = self._executor
         return {
-            "activations": executor.activations.decoder,
-            "gradients": executor.gradients.encoder,
-            "outputs": executor.outputs.encoder,
-            "output_gradients": executor.output_gradients.decoder,
+            "activations": executor.activations,
+            "gradients": executor.gradients,
+            "outputs": executor.outputs,
+            "output_gradients": executor.output_gradients,
         }
 
     def _tensors(self) -> dict[str, Tensor]:

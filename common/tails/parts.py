@@ -18,6 +18,7 @@ from fogline.common.split.cuts import Cut
 from fogline.common.split.segments import Segment
 from fogline.common.split.structure import plain_leaves, tensors
 from fogline.common.tails import outputs
+from fogline.common.tails.modes import fixed_in, modes_that_draw
 from fogline.common.tails.setup import InputSpec, described_call
 
 Ends = tuple[str | None, str | None]
@@ -35,7 +36,9 @@ class Parts:
     input_names: tuple[str, ...]  # those of `inputs`
     further: bool  # the second part runs further up
     untrainable: str
-    draws_random: bool
+    draws: frozenset[bool]  # in which modes they draw random numbers: training, or not
+    fixed: tuple[str, ...]  # modules that keep a mode of their own, which is
+    fixed_training: bool
     order: tuple[str, ...]  # every parameter of the model
     names: frozenset[str]  # the parameters of the parts
     classes: outputs.Classes
@@ -73,6 +76,7 @@ class Parts:
                 raise ConfigError("weights: a part that ends before the model does, and nothing that follows it")
         _agree(at, ends, further)
         plan = last.plan
+        fixed, fixed_training = fixed_in(segments)
         call, inputs, names = described_call(segments[0])
         trace = plan.analysis.evaluation.trace
         return cls(
@@ -84,7 +88,9 @@ class Parts:
             input_names=names,
             further=further,
             untrainable=next((s.untrainable for s in segments if s.untrainable), ""),
-            draws_random=any(s.draws_random for s in segments),
+            draws=frozenset().union(*(modes_that_draw(s, fixed, fixed_training) for s in segments)),
+            fixed=fixed,
+            fixed_training=fixed_training,
             order=tuple(known[0] for known in trace.parameters.values()),
             names=frozenset(name for s in segments for name, _ in s.named_parameters()),
             classes=outputs.classes_of(trace.calls[0].template),

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import collections
-import dataclasses
 import secrets
-import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from types import TracebackType
 from typing import Any
 
@@ -17,20 +15,21 @@ import torch
 from torch import Tensor, nn
 
 from fogline.common.config import TlsConfig
-from fogline.common.errors import CapacityError, ConfigError, FoglineError, InputError, ProtocolError
+from fogline.common.errors import ConfigError, FoglineError, InputError, ProtocolError, UnavailableError
 from fogline.common.metrics import SplitMetrics
 from fogline.common.rpc.accounting import LinkMeter
 from fogline.common.rpc.gen import tensors_pb2 as pb
 from fogline.common.rpc.peer import Peer
-from fogline.common.rpc.tensor_client import Answered, TensorClient, Timing
+from fogline.common.rpc.tensor_client import TensorClient, Timing
 from fogline.common.split.segments import Segment
-from fogline.common.tails import clipping, losses, outputs
-from fogline.common.tails.generator import set_state
+from fogline.common.tails import clipping, losses
+from fogline.common.tails.ahead import through_losses, through_outputs
 from fogline.common.tails.observed import Observed
+from fogline.common.tails.operations import Operations
 from fogline.common.tails.parts import Parts, digest, read_weights
 from fogline.common.tails.remote_optimizer import RemoteOptimizer
 from fogline.common.tails.setup import Codecs, Setup, json_able
-from fogline.common.tails.tensors import Receiver, Sender, of_role, raw, read_raw
+from fogline.common.tails.tensors import of_role, raw, read_raw
 from fogline.common.tails.through import LossThrough, Through
 from fogline.common.wire.session_client import LOG_BYTES, ClientSession
 from fogline.common.wire.tensors import Buffer, Limits, Role, TensorHeader
@@ -41,7 +40,7 @@ Sent = tuple[TensorHeader, Buffer]
 LIMITS = Limits(max_frame_bytes=8 << 30, max_tensor_bytes=8 << 30)
 
 
-class RemoteTail(nn.Module):
+class RemoteTail(Operations):
     """See the module; made by `connect`. Close it, or use it in `with`.
 
     Training is one thread's; `submit` and `ainfer` may be called from any. It has no parameters of its own: they are at
@@ -55,23 +54,11 @@ class RemoteTail(nn.Module):
         setup: Setup,
         *,
         training: bool,
-        carry_rng: bool,
+        carry: frozenset[bool],
         watch: Observed | None = None,
     ) -> None:
         """For `connect`."""
-        super().__init__()
-        self._client, self._parts, self._setup = client, parts, setup
-        self._watch = watch or Observed(None)
-        self._for_training, self._carry = training, carry_rng
-        activations, gradients, results, result_gradients = setup.codecs.chains()
-        self._activations, self._gradients = Sender(activations), Receiver(gradients)
-        self._outputs, self._output_gradients = Receiver(results), Sender(result_gradients)
-        self._encoding = threading.Lock()  # codecs are told of tensors in the order in which these are sent
-        self._decoding = ThreadPoolExecutor(1, thread_name_prefix="tensor-answers")
-        self._unseen: collections.deque[Future[Answered]] = collections.deque()  # nobody waits for their answers
-        self._abandoned: collections.deque[int] = collections.deque()  # forwards whose graph nobody needs
-        self._graphs: set[int] = set()
-        self.training = training
+        super().__init__(client, parts, setup, training=training, carry=carry, watch=watch)
         self.optimizer: RemoteOptimizer
         if setup.optimizer is not None:
             self.__dict__["optimizer"] = RemoteOptimizer(self, setup.optimizer)
@@ -109,6 +96,7 @@ class RemoteTail(nn.Module):
         meter: LinkMeter | None = None,
         observe: Callable[[Timing], None] | None = None,
         metrics: SplitMetrics | Observed | None = None,
+        begun: Callable[[RemoteTail], None] | None = None,
     ) -> RemoteTail:
         """Open a session at the tail host `address` (host:port) and send it the tail's weights.
 
@@ -116,12 +104,13 @@ class RemoteTail(nn.Module):
         (for three tiers) its middle and tail, either of which may be None, or (for inference) tails of several cuts.
         `at` is only checked against these. With `optimizer` (see `tails.optimizer`) the session is for training,
         without for inference, unless `training` says so. Without `tls` nothing is encrypted, and only loopback is
-        allowed; `name`
-        is then who we say we are. Codecs are chains like "fp16+zstd"; gradients have that of what they belong to,
-        unless told. `carry_rng`: one stream of random numbers through head and tail (default: if the tail draws any, in
-        training). `resume`: what `checkpoint` returned. Waiting ends when nothing was heard for `stall_s` (then the
-        connection is made again) or nothing works for `give_up_s`; for `connect_s` where nobody answered yet.
-        `metrics`: where what steps take, their bytes and the cut are counted, for Prometheus.
+        allowed; `name` is then who we say we are. Codecs are chains like "fp16+zstd"; gradients have that of what they
+        belong to, unless told. `carry_rng`: one stream of random numbers through head and tail (default: in the modes
+        in which the tail draws any). Modules of the tail that were set to another mode than the tail itself keep it.
+        `resume`: what `checkpoint` returned. Waiting ends when nothing was heard for `stall_s` (then the connection is
+        made again) or nothing works for `give_up_s`; for `connect_s` where nobody answered yet. `begun` is told of the
+        remote tail before that, so that another thread can `interrupt` it. `metrics`: where what steps take, their
+        bytes and the cut are counted, for Prometheus.
 
         Raises ConfigError, InputError, FormatError, IdentityError, CapacityError or UnavailableError.
         """
@@ -149,6 +138,8 @@ class RemoteTail(nn.Module):
             optimizer=None if optimizer is None else json_able(optimizer),
             codecs=codecs,
             seed=torch.initial_seed() & ((1 << 62) - 1) if seed is None else seed,
+            fixed=parts.fixed,
+            fixed_training=parts.fixed_training,
             upstream=parts.further,
         )
         if optimizer is not None:
@@ -172,17 +163,19 @@ class RemoteTail(nn.Module):
             give_up_s=give_up_s,
             observe=lambda timing: _tell(timing, watch, observe),
         )
-        carry = for_training and parts.draws_random if carry_rng is None else carry_rng
-        remote = cls(client, parts, setup, training=for_training, carry_rng=carry, watch=watch)
+        carry = parts.draws | {True} if carry_rng else frozenset() if carry_rng is False else parts.draws
+        remote = cls(client, parts, setup, training=for_training, carry=carry, watch=watch)
         watch.connected(remote)
         remote.session_id = session_id
         try:
+            if begun is not None:
+                begun(remote)
             client.wait_open()
             if resume is None:
                 tensors = tuple(raw(Role.WEIGHTS, torch.frombuffer(bytearray(f), dtype=torch.uint8)) for f in files)
                 remote._wait(remote._submit(pb.LoadWeights(), tensors))
                 if for_training:
-                    remote._later(pb.Checkpoint())
+                    remote._later(remote._for_restarts())
             elif optimizer is not None:
                 remote._restore_groups(resume)
         except BaseException:
@@ -211,7 +204,7 @@ class RemoteTail(nn.Module):
             return self._result(tensors, self._run(tensors, cut))
         call = Through.Call(self, cut)
         found = Through.apply(call, self._anchor(), *tensors)  # type: ignore[no-untyped-call]
-        return outputs.rebuild(call.structure, len(found), lambda i: found[i], self._parts.classes)
+        return self.rebuilt(call.structure, found)
 
     def loss(self, *args: Any, loss: str, at: str | None = None, scale: float = 1.0, **options: float) -> Tensor:
         """Send labels with the activations: `remote.loss(h, labels, loss="cross_entropy")`. Returns a scalar.
@@ -243,8 +236,13 @@ class RemoteTail(nn.Module):
         The tensors must stay unchanged until then. Raises CapacityError when too much is under way, and InputError in
         training mode, where answers change the state of random numbers.
         """
-        if self._for_training and self.training:
+        if self._mode:
             raise InputError("submit is for inference; call eval() first, or the module itself for training")
+        if self._mode in self._carry:
+            raise InputError(
+                "submit: this tail draws random numbers in evaluation mode, too, and each answer brings the state that "
+                "the next call goes on from; call the module itself, or connect with carry_rng=False"
+            )
         cut = self._parts.cut(at)
         tensors = self._parts.flat(args, kwargs, cut)
         answered = self._send_forward(tensors, cut, keep=False, wanted=None)
@@ -256,6 +254,47 @@ class RemoteTail(nn.Module):
 
     # -- training
 
+    def accumulate(
+        self,
+        head: Callable[..., Any] | None,
+        batches: Iterable[tuple[Any, Any]],
+        loss: Callable[[Any, Any], Tensor] | str,
+        *,
+        ahead: int = 8,
+        at: str | None = None,
+        scale: float = 1.0,
+        **options: float,
+    ) -> Iterator[Tensor]:
+        """Run micro-batches (inputs, labels) forward and backward, up to `ahead` of them under way at the host.
+
+        Gradients add up at both ends as a loop over the micro-batches would leave them, to the bit; zero_grad, step and
+        clipping stay the script's. Yields each loss, detached, once its gradients are in: go through all of them
+        before a step. `loss` is a function of (output, labels), whose result times `scale` is gone backward from; or a
+        name as for `loss()`, with its options: then labels travel, and a micro-batch is one round trip, not two.
+        `head` is called with the inputs (a tuple: as arguments, a dict: by name); None where the tail begins with the
+        model. The graphs of twice `ahead` micro-batches stay in the head's memory, and in the host's.
+
+        Raises what `forward` and `loss` raise; ConfigError, where the tail draws random numbers in this mode and they
+        are those of the head's stream: each micro-batch would have to wait for the one before.
+        """
+        if self._mode in self._carry:
+            raise ConfigError(
+                "accumulate: this tail draws random numbers, and each answer brings the state that the next forward "
+                "goes on from; loop over the micro-batches, or connect with carry_rng=False, which gives the tail a "
+                "stream of its own"
+            )
+        if not self._for_training:
+            raise InputError("accumulate: this session is for inference; pass optimizer= to connect")
+        if ahead < 1:
+            raise InputError(f"ahead={ahead}; at least one micro-batch must be under way")
+        if isinstance(loss, str):
+            losses.check(loss, options)
+            named = options | ({"scale": scale} if scale != 1.0 else {})
+            return through_losses(self, head, batches, loss, named, self._parts.cut(at), ahead)
+        if options:
+            raise InputError(f"option {sorted(options)[0]!r} is for losses that are given by name")
+        return through_outputs(self, head, batches, loss, scale, self._parts.cut(at), ahead)
+
     def zero_grad(self, set_to_none: bool = True) -> None:
         """As `optimizer.zero_grad()`."""
         if not set_to_none:
@@ -266,8 +305,8 @@ class RemoteTail(nn.Module):
         """For `optimizer`: a step after these changes of hyper-parameters, by group."""
         made = [pb.GroupChange(group=group, values=dict(values)) for group, values in changes]
         self._later(pb.OptimizerStep(changes=made))
-        if self._client.session.wants_checkpoint and not self._graphs:
-            self._later(pb.Checkpoint())
+        if self._client.session.wants_checkpoint and not self._graphs and not self._begun:
+            self._later(self._for_restarts())
 
     def clip_grad_norm_(
         self,
@@ -320,13 +359,16 @@ class RemoteTail(nn.Module):
         The host keeps the last two that were asked for. Not between forward and backward. A small dict of plain values,
         but for codecs that keep tensors (top-k): save it beside the head's own state.
         """
-        self._wait(self._submit(pb.Checkpoint(keep=True)))
+        return self.make_checkpoint(keep=True)
+
+    def make_checkpoint(self, keep: bool) -> dict[str, Any]:
+        """`checkpoint`; without `keep` the next one replaces it at the host, unless it is in `held` then."""
+        self.settle()
+        self._wait(self._submit(pb.Checkpoint(keep=keep, hold=self.held)))
         token: dict[str, Any] = {"session": self.session_id.hex(), "seq": self._client.session.answered}
         if "optimizer" in self.__dict__:
             token["optimizer"] = self.optimizer.state_dict()
-        ends = {"activations": self._activations.encoder, "gradients": self._gradients.decoder}
-        ends |= {"outputs": self._outputs.decoder, "output_gradients": self._output_gradients.encoder}
-        if codecs := {key: state for key, end in ends.items() if (state := end.state_dict())}:
+        if codecs := {key: state for key, end in self._coders().items() if (state := end.state_dict())}:
             token["codecs"] = codecs
         return token
 
@@ -361,11 +403,19 @@ class RemoteTail(nn.Module):
 
     def close(self) -> None:
         """End the session: the host forgets it, and its checkpoints. Idempotent."""
+        if not self._ours:
+            return
         self._client.close()
         self._decoding.shutdown(wait=False)
 
+    def interrupt(self, why: str) -> None:
+        """Have what waits for the host fail with UnavailableError, and all that is to come. From any thread."""
+        self._client.interrupt(UnavailableError(f"{why}; connect anew, or from a checkpoint"))
+
     def abandon(self) -> None:
         """Leave without ending the session, so that `connect(resume=…)` can go on with it."""
+        if not self._ours:
+            return
         self._client.abandon()
         self._decoding.shutdown(wait=False)
 
@@ -377,199 +427,14 @@ class RemoteTail(nn.Module):
     ) -> None:
         self.close()
 
-    # -- for Through
-
-    def run_kept(self, tensors: Sequence[Tensor], cut: int, wanted: Sequence[bool]) -> tuple[int, bytes, list[Tensor]]:
-        """A forward that keeps its graph: its number, the outputs' structure and the outputs."""
-        future = self._send_forward(tensors, cut, keep=True, wanted=wanted)
-        try:
-            answered = self._wait(future)
-            self._graphs.add(answered.frame.seq)
-            structure, found = self._decoded(answered, tensors)
-        except BaseException:  # an interrupt too: nobody will go backward through it
-            future.add_done_callback(self._drop_graph)
-            raise
-        return answered.frame.seq, structure, found
-
-    def _drop_graph(self, future: Future[Answered]) -> None:
-        if future.exception() is None:
-            seq = future.result().frame.seq
-            self._graphs.add(seq)
-            self.abandon_graph(seq)
-
-    def run_backward(
-        self, forward: int, grads: Sequence[Tensor | None], tensors: Sequence[Tensor], wanted: Sequence[bool]
-    ) -> list[Tensor | None]:
-        """Gradients of a forward's activations, from those of its outputs."""
-        try:
-            with self._encoding, self._watch.part("backward", "encode"):
-                sent = [
-                    self._output_gradients.send(Role.OUTPUT_GRADIENT, i, grad, training=True, keep=True)
-                    for i, grad in enumerate(grads)
-                    if grad is not None
-                ]
-                self._watch.moved("sent", [header for header, _ in sent])
-                future = self._submit(pb.Backward(forward=forward), tuple(sent))
-        except BaseException:
-            self.abandon_graph(forward)
-            raise
-        self._graphs.discard(forward)
-        if not any(wanted):
-            self._unseen.append(future)
-            return [None] * len(tensors)
-        return self._gradients_of(self._wait(future), tensors, "backward")
-
-    def run_loss(
-        self,
-        tensors: Sequence[Tensor],
-        cut: int,
-        loss: str,
-        options: Mapping[str, float],
-        labels: Tensor,
-        wanted: Sequence[bool] | None,
-    ) -> tuple[Tensor, list[Tensor | None]]:
-        """The loss, and the gradients of the activations if any are `wanted`."""
-        with self._encoding:
-            sent = self._coded(tensors, wanted, "forward_loss", keep=wanted is not None)
-            sent.append(raw(Role.LABELS, labels.detach().clone()))
-            body = pb.ForwardLoss(
-                training=self.training, backward=wanted is not None, loss=loss, options=options, cut=cut
-            )
-            future = self._submit(body, tuple(sent))
-        self._watch.called(self._parts.cuts[cut][0])
-        answered = self._wait(future)
-        self._take_generator(answered)
-        found = [read_raw(h, p) for h, p in of_role(answered.frame.tensors, answered.frame.parts, Role.LOSS)]
-        if len(found) != 1 or found[0].ndim:
-            raise ProtocolError("the host's answer has no loss")
-        return found[0].to(tensors[0].device), self._gradients_of(answered, tensors, "forward_loss")
-
-    def abandon_graph(self, forward: int) -> None:
-        """The graph of a forward is not needed; told with the next operation. Safe where garbage is collected."""
-        self._abandoned.append(forward)
-
-    # -- operations
-
-    def _anchor(self) -> Tensor:
-        """Something that wants a gradient, so that autograd comes here also where the head has no parameters."""
-        return torch.zeros((), requires_grad=True)
-
-    def _run(self, tensors: Sequence[Tensor], cut: int) -> tuple[bytes, list[Tensor]]:
-        return self._decoded(self._wait(self._send_forward(tensors, cut, keep=False, wanted=None)), tensors)
-
-    def _result(self, tensors: Sequence[Tensor], decoded: tuple[bytes, list[Tensor]]) -> Any:
-        structure, found = decoded
-        return outputs.rebuild(structure, len(found), lambda i: found[i], self._parts.classes)
-
-    def _send_forward(
-        self, tensors: Sequence[Tensor], cut: int, *, keep: bool, wanted: Sequence[bool] | None
-    ) -> Future[Answered]:
-        with self._encoding:
-            sent = self._coded(tensors, wanted, "forward", keep=keep)
-            training = self.training and self._for_training
-            future = self._submit(pb.Forward(training=training, keep_graph=keep, cut=cut), tuple(sent))
-        self._watch.called(self._parts.cuts[cut][0])
-        return future
-
-    def _coded(
-        self, tensors: Sequence[Tensor], wanted: Sequence[bool] | None, operation: str, *, keep: bool
-    ) -> list[Sent]:
-        sent: list[Sent] = []
-        with self._watch.part(operation, "encode"):
-            for i, tensor in enumerate(tensors):
-                header, part = self._activations.send(
-                    Role.ACTIVATION, i, tensor, training=keep and self.training, keep=self._for_training
-                )
-                if keep and wanted is not None and not wanted[i]:
-                    header = dataclasses.replace(header, name=header.name + "-")  # the head has no use for the gradient
-                sent.append((header, part))
-        self._watch.moved("sent", [header for header, _ in sent])
-        if self._carry and self.training:
-            sent.append(raw(Role.GENERATOR, torch.get_rng_state()))
-        return sent
-
-    def _submit(self, body: Any, tensors: Sequence[Sent] = ()) -> Future[Answered]:
-        """Append an operation. Raises what went wrong with an earlier one that nobody waited for."""
-        self._look()
-        while self._abandoned:
-            forward = self._abandoned.popleft()
-            if forward in self._graphs:
-                self._graphs.discard(forward)
-                self._unseen.append(self._client.submit(pb.Release(forward=forward)))
-        headers, parts = tuple(h for h, _ in tensors), tuple(p for _, p in tensors)
-        try:
-            return self._client.submit(body, headers, parts)
-        except CapacityError:
-            if not self._for_training or self._graphs:
-                raise
-            # Make room: what is durable leaves the log.
-            self._client.submit(pb.Checkpoint()).result()
-            return self._client.submit(body, headers, parts)
-
-    def _later(self, body: Any) -> None:
-        """An operation whose answer says nothing; errors are raised by a later one."""
-        self._unseen.append(self._submit(body))
-
-    def _look(self) -> None:
-        while self._unseen and self._unseen[0].done():
-            self._unseen.popleft().result()
-
-    def _wait(self, future: Future[Answered]) -> Answered:
-        answered = future.result()
-        self._look()  # answers come in order: those of all earlier operations are there
-        if answered.body.feedback:
-            self._follow(answered.body.feedback)
-        return answered
-
-    def _follow(self, feedback: bytes) -> None:
-        try:
-            made = msgspec.json.decode(feedback, type=dict[str, dict[str, float]])
-        except msgspec.DecodeError as error:
-            raise ProtocolError(f"the host's feedback on the codec is malformed: {error}") from error
-        with self._encoding:
-            self._activations.encoder.apply(made)
-
-    def _decoded(self, answered: Answered, tensors: Sequence[Tensor]) -> tuple[bytes, list[Tensor]]:
-        self._take_generator(answered)
-        found: list[Tensor] = []
-        coded = of_role(answered.frame.tensors, answered.frame.parts, Role.OUTPUT)
-        with self._watch.part("forward", "decode"):
-            for header, part in coded:
-                number, tensor = self._outputs.receive(header, part)
-                if number != len(found):
-                    raise ProtocolError(f"output {number} comes where {len(found)} should")
-                found.append(tensor.to(tensors[0].device))
-        self._watch.moved("received", [header for header, _ in coded])
-        return answered.body.structure, found
-
-    def _take_generator(self, answered: Answered) -> None:
-        for header, part in of_role(answered.frame.tensors, answered.frame.parts, Role.GENERATOR):
-            if not self._carry:
-                raise ProtocolError("the host sent a generator's state that nobody asked for")
-            set_state(read_raw(header, part))
-
-    def _gradients_of(self, answered: Answered, tensors: Sequence[Tensor], operation: str) -> list[Tensor | None]:
-        found: list[Tensor | None] = [None] * len(tensors)
-        coded = of_role(answered.frame.tensors, answered.frame.parts, Role.GRADIENT)
-        with self._watch.part(operation, "decode"):
-            for header, part in coded:
-                number = Receiver.number(header)
-                if not 0 <= number < len(tensors):
-                    raise ProtocolError(f"a gradient of activation {number}; there are {len(tensors)}")
-                _, gradient = self._gradients.receive(header, part, like=tensors[number])
-                found[number] = gradient.to(tensors[number].device)
-        self._watch.moved("received", [header for header, _ in coded])
-        return found
-
     def _restore_groups(self, resume: Mapping[str, Any]) -> None:
         if (state := resume.get("optimizer")) is not None:
             self.optimizer.load_state_dict(dict(state))
         self.optimizer.resend()
-        ends: dict[str, Any] = {"activations": self._activations.encoder, "gradients": self._gradients.decoder}
-        ends |= {"outputs": self._outputs.decoder, "output_gradients": self._output_gradients.encoder}
+        coders = self._coders()
         for key, kept in dict(resume.get("codecs") or {}).items():
-            if key in ends:
-                ends[key].load_state_dict(kept)
+            if key in coders:
+                coders[key].load_state_dict(kept)
 
 
 def _tell(timing: Timing, watch: Observed, observe: Callable[[Timing], None] | None) -> None:

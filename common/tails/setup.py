@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 import msgspec
@@ -44,8 +44,7 @@ class Codecs(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def of(cls, activations: str, gradients: str, outputs: str, output_gradients: str) -> Codecs:
         """Checked, with fingerprints. Raises ConfigError."""
         chains = [Chain.parse(spec) for spec in (activations, gradients, outputs, output_gradients)]
-        chains[0].check_gradients(chains[1])
-        chains[2].check_gradients(chains[3])
+        _check(chains)
         specs, prints = [c.spec for c in chains], [c.fingerprint().hex() for c in chains]
         return cls(specs[0], specs[1], specs[2], specs[3], (prints[0], prints[1], prints[2], prints[3]))
 
@@ -64,9 +63,17 @@ class Codecs(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
                     f"codec {spec}: the two hosts have other versions or keys of it; update the older end"
                 )
             made.append(chain)
-        made[0].check_gradients(made[1])
-        made[2].check_gradients(made[3])
+        _check(made)
         return made[0], made[1], made[2], made[3]
+
+
+def _check(chains: Sequence[Chain]) -> None:
+    """Raise ConfigError for chains that don't go together, or that ask too much of the host, which encodes two."""
+    chains[0].check_gradients(chains[1])
+    chains[2].check_gradients(chains[3])
+    for chain, option in ((chains[1], "gradient_codec"), (chains[2], "output_codec")):
+        if chain.heavy:
+            raise ConfigError(f"{option} {chain.spec} is encoded by the host, and {chain.heavy}")
 
 
 class Setup(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -83,6 +90,8 @@ class Setup(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     optimizer: dict[str, Any] | None = None
     codecs: Codecs = Codecs()
     seed: Annotated[int, Meta(ge=0, le=(1 << 62))] = 0
+    fixed: Annotated[tuple[Name, ...], Meta(max_length=4096)] = ()  # modules that keep a mode of their own, which is
+    fixed_training: bool = False
     upstream: bool = False  # the weights are of this part and of all that follows it, which runs further up
 
     def pack(self) -> bytes:
@@ -101,7 +110,8 @@ class Setup(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def example(self, max_bytes: int) -> Example:
         """Arguments like those that the client traced its model on, with zeros. Raises ProtocolError."""
-        size = sum(math.prod(spec.shape) * Dtype(spec.dtype).itemsize for spec in self.inputs)
+        # As if no dim were 0, which hides from a product that another one is out of all bounds.
+        size = sum(math.prod(max(1, n) for n in spec.shape) * Dtype(spec.dtype).itemsize for spec in self.inputs)
         if size > max_bytes:
             raise ProtocolError(
                 f"the example's inputs have {size} bytes; at most {max_bytes}. Call split with a smaller example"

@@ -9,15 +9,16 @@ largest stride to the smallest), `2:0123:23` (dims 2 and 3 are expanded: one val
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor
 
 from fogline.common.codecs import Chain
-from fogline.common.codecs.chain import CodedStage
+from fogline.common.codecs.chain import CodedStage, Decoder, Encoder
 from fogline.common.codecs.raw import elements
-from fogline.common.errors import InputError, ProtocolError
+from fogline.common.errors import FormatError, InputError, ProtocolError
 from fogline.common.split.layout import Layout, pack, unpack
 from fogline.common.wire.tensors import Buffer, Dtype, Role, Stage, TensorHeader
 
@@ -34,8 +35,41 @@ TO_WIRE: dict[torch.dtype, Dtype] = {
     torch.bool: Dtype.BOOL,
 }
 FROM_WIRE = {wire: dtype for dtype, wire in TO_WIRE.items()}
+MAX_NUMBERS = 64  # tensors of a role in a step
 _EXPANDED = frozenset({Role.GRADIENT, Role.OUTPUT_GRADIENT})
 _NAME = re.compile(r"(\d{1,4})(?::([0-7]{1,8})(?::([0-7]{1,8}))?)?")
+
+
+E = TypeVar("E", Encoder, Decoder)
+
+
+class _Ends(Generic[E]):
+    """A coder for each tensor of a step, by number: what one remembers is of that tensor, and of no other."""
+
+    def __init__(self, make: Callable[[], E]) -> None:
+        self._make: Callable[[], E] = make
+        self._made: dict[int, E] = {0: make()}
+
+    def of(self, number: int) -> E:
+        """The coder; made where it is new."""
+        if number not in self._made:
+            self._made[number] = self._make()
+        return self._made[number]
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """What a checkpoint keeps, by "number/key"."""
+        return {f"{n}/{key}": value for n, end in self._made.items() for key, value in end.state_dict().items()}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Continue from `state_dict()`. Raises FormatError."""
+        found: dict[int, dict[str, Tensor]] = {0: {}}
+        for name, value in state.items():
+            number, _, key = name.partition("/")
+            if not number.isdecimal() or int(number) >= MAX_NUMBERS:
+                raise FormatError(f"codec state {name[:80]!r} is of no tensor of a step")
+            found.setdefault(int(number), {})[key] = value
+        for at, own in found.items():
+            self.of(at).load_state_dict(own)
 
 
 class Sender:
@@ -43,7 +77,20 @@ class Sender:
 
     def __init__(self, chain: Chain) -> None:
         self.chain = chain
-        self.encoder = chain.encoder()
+        self._ends = _Ends(chain.encoder)
+
+    @property
+    def first(self) -> Encoder:
+        """That of tensors of number 0."""
+        return self._ends.of(0)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """What a checkpoint keeps."""
+        return self._ends.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Continue from `state_dict()`. Raises FormatError."""
+        self._ends.load_state_dict(state)
 
     def send(
         self, role: Role, number: int, tensor: Tensor, *, training: bool, keep: bool = False
@@ -57,7 +104,7 @@ class Sender:
         tensor, name = tensor.detach(), str(number)
         if self.chain.lossless:
             tensor, name = _packed(tensor, name, expand=role in _EXPANDED)
-        coded = self.encoder.encode(tensor, training=training)
+        coded = self._ends.of(number).encode(tensor, training=training)
         stages = tuple(Stage(s.number, s.version, s.params) for s in coded.stages)
         size = memoryview(coded.payload).nbytes
         payload = bytes(coded.payload) if keep and coded.borrowed else coded.payload
@@ -69,7 +116,20 @@ class Receiver:
 
     def __init__(self, chain: Chain) -> None:
         self.chain = chain
-        self.decoder = chain.decoder()
+        self._ends = _Ends(chain.decoder)
+
+    @property
+    def first(self) -> Decoder:
+        """That of tensors of number 0."""
+        return self._ends.of(0)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """What a checkpoint keeps."""
+        return self._ends.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Continue from `state_dict()`. Raises FormatError."""
+        self._ends.load_state_dict(state)
 
     @staticmethod
     def number(header: TensorHeader) -> int:
@@ -92,7 +152,9 @@ class Receiver:
                 f"a tensor {header.role.name.lower()} is called {header.name[:40]!r}; it must be numbered"
             )
         stages = [CodedStage(s.number, s.version, s.params) for s in header.stages]
-        tensor = self.decoder.decode(stages, part, FROM_WIRE[header.dtype], header.shape)
+        if int(match[1]) >= MAX_NUMBERS:
+            raise ProtocolError(f"a tensor is numbered {match[1]}; at most {MAX_NUMBERS - 1}")
+        tensor = self._ends.of(int(match[1])).decode(stages, part, FROM_WIRE[header.dtype], header.shape)
         if match[2]:
             tensor = unpack(tensor, _layout(header.name, match, tensor.ndim, like))
         if like is not None and (tensor.shape != like.shape or tensor.dtype != like.dtype):

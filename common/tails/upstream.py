@@ -10,20 +10,27 @@ from torch import Tensor
 from fogline.common.errors import InternalError
 from fogline.common.split import weights
 from fogline.common.split.segments import Segment
+from fogline.common.tails.generator import Generator
 from fogline.common.tails.parts import write_weights
 from fogline.common.tails.remote import RemoteTail
 
-# Opens a session further up for a segment; with what `RemoteTail.checkpoint` gave, goes on with one.
-Connect = Callable[[Segment, Mapping[str, Any] | None], RemoteTail]
+# Opens a session further up for a segment; with what `RemoteTail.checkpoint` gave, goes on with one. Tells of the
+# remote tail before it waits for the host.
+Connect = Callable[[Segment, Mapping[str, Any] | None, Callable[[RemoteTail], None]], RemoteTail]
 
 
 class Upstream:
-    """Connects once it has the weights: it keeps none of them."""
+    """Connects once it has the weights: it keeps none of them. `generator` is that of the session that goes on there.
 
-    def __init__(self, segment: Segment, connect: Connect) -> None:
+    One thread uses it, but for `interrupt`.
+    """
+
+    def __init__(self, segment: Segment, connect: Connect, generator: Generator) -> None:
         self._segment: Segment | None = segment
-        self._connect = connect
+        self._connect, self._generator = connect, generator
         self._remote: RemoteTail | None = None
+        self._begun: RemoteTail | None = None
+        self._interrupted = False
         self.token: dict[str, Any] | None = None  # of the newest checkpoint
 
     @property
@@ -37,8 +44,7 @@ class Upstream:
         """Send these weights, first by opening a session for them. Raises FormatError and what connecting raises."""
         if self._segment is not None:
             weights.load(self._segment, data)
-            self._remote = self._connect(self._segment, None)
-            self._segment = None
+            self._open(self._segment, None)
         else:
             self.remote.load_weights([data])
 
@@ -46,8 +52,29 @@ class Upstream:
         """Go on with a session from its checkpoint."""
         if self._segment is None:
             raise InternalError("a session further up is resumed twice")
-        self._remote, self.token = self._connect(self._segment, token), token
+        self._open(self._segment, token)
+        self.token = token
+
+    def _open(self, segment: Segment, token: Mapping[str, Any] | None) -> None:
+        self._remote = self._connect(segment, token, self._opening)
         self._segment = None
+
+    def _opening(self, remote: RemoteTail) -> None:
+        remote.random = self._generator
+        self._begun = remote
+        if self._interrupted:
+            self.interrupt()
+
+    def interrupt(self) -> None:
+        """Have whatever waits for the host further up fail at once, and all that is to come. From any thread."""
+        self._interrupted = True
+        if self._begun is not None:
+            self._begun.interrupt("this host is stopping")
+
+    @property
+    def failed(self) -> bool:
+        """Whether the session further up can't be gone on with."""
+        return self._remote is not None and self._remote.failure is not None
 
     def run(self, value: Any, training: bool, loss: tuple[str, dict[str, Any], Tensor] | None) -> Any:
         """Forward, or forward and loss (its name, options with scale, labels)."""
@@ -74,9 +101,14 @@ class Upstream:
         """Multiply gradients."""
         self.remote.scale_gradients(factor)
 
-    def checkpoint(self) -> None:
-        """Make its state durable; `token` says how to go on from there."""
-        self.token = self.remote.checkpoint()
+    def checkpoint(self, keep: bool) -> None:
+        """Make its state durable; `token` says how to go on from there. `keep` as in the contract."""
+        self.token = self.remote.make_checkpoint(keep)
+
+    def hold(self, steps: Sequence[int]) -> None:
+        """Checkpoints of ours go on from these of its: no later one is to push them out."""
+        if self._remote is not None:
+            self._remote.held = tuple(steps)
 
     def fetch_weights(self) -> bytes:
         """As a safetensors file."""

@@ -123,10 +123,12 @@ class TensorHeader:
             )
         if any(not 0 <= n < 1 << 63 for n in self.shape):
             raise ProtocolError(f"{what}: a dimension of {max(self.shape, key=abs)}; none is that long")
-        if self.raw_bytes > limits.max_tensor_bytes:
+        # As if no dim were 0: an empty tensor has strides, too, and they overflow.
+        size = math.prod(max(1, n) for n in self.shape) * self.dtype.itemsize
+        if size > limits.max_tensor_bytes:
             raise ProtocolError(
-                f"{what}: {self.raw_bytes} bytes once decoded; at most {limits.max_tensor_bytes}. Send smaller "
-                "batches, or raise tensors.max_tensor_bytes"
+                f"{what}: {size} bytes once decoded; at most {limits.max_tensor_bytes}. Send smaller batches, or "
+                "raise tensors.max_tensor_bytes"
             )
         if any(len(stage.params) > MAX_PARAMS for stage in self.stages):
             raise ProtocolError(f"{what}: codec parameters of more than {MAX_PARAMS} bytes")

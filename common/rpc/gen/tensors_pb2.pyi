@@ -887,16 +887,22 @@ class Checkpoint(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     KEEP_FIELD_NUMBER: _builtins.int
+    HOLD_FIELD_NUMBER: _builtins.int
     keep: _builtins.bool
     """the client may go back to it; else it is for restarts of the host, and the next one replaces it"""
+    @_builtins.property
+    def hold(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """of earlier ones, those that checkpoints of the client's own go on from: they stay too"""
+
     def __init__(
         self,
         *,
         keep: _builtins.bool = ...,
+        hold: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["keep", b"keep"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["hold", b"hold", "keep", b"keep"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -61,6 +61,9 @@ class Hashing:
     def save(self, through: int, answers: Sequence[Frame]) -> None:
         self.disk[through] = (self.state, through, tuple(answers))
 
+    def interrupt(self) -> None:
+        """Nothing waits for another host."""
+
     def close(self, *, forget: bool) -> None:
         self.closed = True
 
@@ -77,6 +80,9 @@ class Host:
 
     def describe(self, model: str) -> pb.DescribeResponse:
         return pb.DescribeResponse(allowed=model == "a:b", detail="" if model == "a:b" else f"{model!r} is not allowed")
+
+    def interrupt(self) -> None:
+        """Nothing waits for another host."""
 
     def open(self, peer: Peer, message: pb.OpenSession) -> Started | None:
         self.opening.set()

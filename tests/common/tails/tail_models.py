@@ -49,6 +49,22 @@ class Checked(nn.Module):
         return x
 
 
+class Always(nn.Module):
+    """Drops in evaluation, too, and returns two tensors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(4, 6), nn.Linear(6, 3), nn.Linear(6, 7)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        h = nn.functional.dropout(self.a(x), 0.4, training=True)
+        return self.b(nn.functional.dropout(h, 0.4, training=True)), self.c(h)
+
+
+def always() -> nn.Module:
+    return Always()
+
+
 def picky() -> nn.Module:
     """Changes its buffers and draws numbers before it may fail."""
     model = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.Dropout(0.5), Checked(), nn.Linear(6, 2))

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ MODELS = (
     "tail_models:broken",
     "tail_models:absent",
     "tail_models:picky",
+    "tail_models:always",
 )
 INSECURE = TlsConfig(insecure=True)
 
@@ -209,6 +211,47 @@ class Split:
         for name, tensor in expected.items():
             assert torch.equal(state[name], tensor), name
         assert torch.equal(torch.get_rng_state(), whole.random)
+
+
+@dataclass
+class Saved:
+    """What a script writes down to start again from."""
+
+    remote: dict[str, Any]
+    head: dict[str, Any]
+    optimizer: dict[str, Any]
+    schedulers: list[dict[str, Any]]
+    random: Tensor
+    losses: list[float]
+    norms: list[float]
+
+    @classmethod
+    def of(cls, script: Split) -> Saved:
+        assert script.head is not None
+        return cls(
+            script.remote.checkpoint(),
+            *copy.deepcopy((script.head.state_dict(), script.optimizers[0].state_dict())),
+            copy.deepcopy([s.state_dict() for s in script.schedulers]),
+            torch.get_rng_state(),
+            list(script.losses),
+            list(script.norms),
+        )
+
+    @property
+    def steps(self) -> int:
+        return len(self.losses)
+
+    def resume(self, head: nn.Module | None, remote: RemoteTail, spec: dict[str, Any]) -> Split:
+        assert head is not None
+        head.load_state_dict(self.head)
+        script = Split(head, remote, spec)
+        script.optimizers[0].load_state_dict(self.optimizer)
+        remote.optimizer.load_state_dict(self.remote["optimizer"])
+        for scheduler, state in zip(script.schedulers, self.schedulers, strict=True):
+            scheduler.load_state_dict(state)
+        script.losses, script.norms = list(self.losses), list(self.norms)
+        torch.set_rng_state(self.random)
+        return script
 
 
 def fresh(seed: int = 1) -> nn.Module:

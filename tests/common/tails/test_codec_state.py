@@ -65,7 +65,7 @@ def test_host_and_client_start_again(hosts: Any, codec: str) -> None:
 
 def test_an_adaptive_bound_follows_the_host_s_gradients(host: Any) -> None:
     made = script(host, "errbound(epsilon=0.1, sigma_ratio=0.05, window=3)")
-    stage = made.remote._activations.encoder._stages[0]
+    stage = made.remote._activations.first._stages[0]
     before = stage.epsilon
     made.run(enumerate(batches(10)))
     assert stage.epsilon != before

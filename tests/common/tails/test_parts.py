@@ -6,6 +6,7 @@ import collections
 import copy
 import dataclasses
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -268,13 +269,20 @@ def test_raw_tensors_are_checked() -> None:
 
 
 def checkpoint(
-    folder: Path, through: int = 5, quota: int | None = None, session: bytes = b"s" * 16, keep: bool = True
+    folder: Path,
+    through: int = 5,
+    quota: int | None = None,
+    session: bytes = b"s" * 16,
+    keep: bool = True,
+    hold: Sequence[int] = (),
 ) -> Checkpoints:
     answer = raw(Role.OUTPUT, torch.arange(3.0), "0")
     saved, parts = saved_answers([Frame(through, pb.Answer(seq=through), (answer[0],), (answer[1],))])
-    header = Header("edge", "edge", 2, b"{}", through, ({"lr": 0.1},), None, saved)
+    header = Header("edge", "edge", 2, b"{}", through, ({"lr": 0.1},), {"seq": 100 + through}, saved)
     made = Checkpoints(folder, quota)
-    made.write(session, header, {"state/w": torch.ones(2, 2).t(), "empty": torch.empty(0, 3)}, parts, keep=keep)
+    made.write(
+        session, header, {"state/w": torch.ones(2, 2).t(), "empty": torch.empty(0, 3)}, parts, keep=keep, hold=hold
+    )
     return made
 
 
@@ -315,6 +323,24 @@ def test_checkpoints_for_restarts_push_out_none_that_a_client_asked_for(tmp_path
         (14, True, [11, 14]),
     ):
         assert checkpoint(tmp_path, through, keep=keep).steps(session) == expected
+
+
+def test_checkpoints_that_others_go_on_from_stay(tmp_path: Path) -> None:
+    session = b"s" * 16
+    for through, keep, hold, expected in (
+        (2, False, (), [2]),
+        (5, False, (2,), [2, 5]),
+        (7, True, (2, 5), [2, 5, 7]),
+        (8, True, (5, 7), [5, 7, 8]),
+        (9, True, (5, 7, 8), [5, 7, 8, 9]),
+        (10, False, (9,), [8, 9, 10]),
+        (11, True, (), [9, 11]),
+    ):
+        made = checkpoint(tmp_path, through, keep=keep, hold=hold)
+        assert made.steps(session) == expected
+        assert made.upstreams(session) == {step: 100 + step for step in expected}
+    (tmp_path / session.hex() / f"{11:020d}.kept").write_bytes(b"FOG")
+    assert made.upstreams(session) == {9: 109}
 
 
 def test_checkpoints_have_a_quota(tmp_path: Path) -> None:

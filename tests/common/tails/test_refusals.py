@@ -50,6 +50,7 @@ def tail_of(at: str | None = "first", model: nn.Module | None = None) -> Any:
         ({"kwargs": {"width": object()}}, ConfigError, "kwargs of the model"),
         ({"codec": "fp15"}, ConfigError, "codec 'fp15' is unknown"),
         ({"codec": "c3sl(ratio=4)", "gradient_codec": "raw"}, ConfigError, "gradients"),
+        ({"codec": "zstd(level=19)"}, ConfigError, r"gradient_codec.* at most 9"),
         ({"at": "second"}, ConfigError, "cut at"),
         ({"optimizer": {"name": "sdg", "lr": 0.1}}, ConfigError, "did you mean 'sgd'"),
         ({"optimizer": {"name": "sgd", "momentun": 0.1}}, ConfigError, "did you mean 'momentum'"),
@@ -257,12 +258,15 @@ def activation(**changes: Any) -> tuple[TensorHeader, bytes]:
         ({"cuts": [["first", None], ["second", None]]}, ConfigError, "it has one"),
         ({"cuts": [["nowhere", None]]}, InputError, "no module of that name"),
         ({"inputs": [{"dtype": 1, "shape": [1 << 20, 1 << 20]}]}, ProtocolError, "at most"),
+        ({"inputs": [{"dtype": 1, "shape": [0, *[1 << 24] * 7]}]}, ProtocolError, "at most"),
         ({"inputs": []}, ProtocolError, "structure|malformed"),
         ({"call": "{"}, ProtocolError, "malformed"),
         ({"optimizer": {"name": "lion"}}, ConfigError, "unknown"),
         ({"optimizer": {"name": "sgd", "groups": [1]}}, ConfigError, "group"),
         ({"codecs": {"activations": "gzip"}}, ConfigError, "unknown"),
         ({"codecs": {"activations": "fp16", "fingerprints": ["00", "", "", ""]}}, ConfigError, "other versions"),
+        ({"codecs": {"gradients": "zstd(level=19)"}}, ConfigError, "level 19 .* at most 9"),
+        ({"codecs": {"outputs": "fp16+zstd(level=10)"}}, ConfigError, "level 10 .* at most 9"),
         ({"upstream": True}, ConfigError, "nobody further up"),
     ],
 )
@@ -351,6 +355,7 @@ def test_a_damaged_checkpoint_is_passed_over_or_named(hosts: Any) -> None:
             host.connect(tail_of(), **{"optimizer": SGD, "resume": first, **change})
     with pytest.raises(IdentityError, match="not of cam-9"):
         host.connect(tail_of(), optimizer=SGD, resume=first, name="cam-9")
+    assert sorted(folder.iterdir()) == files, "a try that failed has cost no checkpoint"
     with host.connect(tail_of(), optimizer=SGD, resume=first) as remote:
         assert remote.gradient_norms() == {}
     assert not folder.exists(), "a closed session leaves nothing"

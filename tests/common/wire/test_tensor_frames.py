@@ -71,6 +71,7 @@ def test_scalars_and_empty_tensors_are_tensors(shape):
     [
         (header(4, shape=(5,)), "raw tensor of 5"),
         (header(4, shape=(1 << 62, 1 << 62)), "bytes once decoded"),
+        (header(0, shape=(0, 1 << 62, 1 << 62)), "bytes once decoded"),
         (header(4, shape=(1 << 63, 0)), "a dimension"),
         (header(4, shape=(-1,)), "a dimension"),
         (header(4, shape=(1,) * 9), "9 dimensions"),

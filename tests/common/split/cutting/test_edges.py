@@ -166,6 +166,12 @@ def test_batch_norm_belongs_to_its_side_and_tracing_changes_nothing():
         f"1.{n}" for n in ("running_mean", "running_var", "num_batches_tracked")
     }
     assert set(tail.state_dict()) == {name for name in before if name[0] in "34"}
+    for segment in (head, tail):
+        plain = dict(segment.state_dict())  # as safetensors gives it back
+        segment.load_state_dict(plain)
+        assert dict(segment.state_dict()).keys() == plain.keys()
+        with pytest.raises(RuntimeError, match="Missing key"):
+            segment.load_state_dict(dict(list(plain.items())[1:]))
     assert head.draws_random
     assert not tail.draws_random
     assert all(module.training for module in model.modules())
