@@ -46,14 +46,15 @@ class FleetService(control_pb2_grpc.FleetServiceServicer):
         if role != who.role:
             raise IdentityError(f"{who.name} joins as {role} and its certificate says {who.role}; enrol it as {role}")
         now = self._clock()
-        self._registry.join(who.name, role, request.version, request.address, request.capabilities, now)
+        self._registry.join(who.name, role, request.version, request.address, request.capabilities, now, who.tenant)
         return pb.JoinResponse(heartbeat_ms=self._heartbeat_ms, server_time_us=now)
 
     async def Heartbeat(self, request: pb.HeartbeatRequest, context: Any) -> pb.HeartbeatResponse:
         """Note that the caller lives, and tell it of newer models."""
-        name = _device(context).name
+        who = _device(context)
+        name = who.name
         self._registry.heartbeat(name, request.gauges, self._clock())
-        newer = self._models.newer(request.models)
+        newer = self._models.newer(request.models, who.tenant)
         notice = self._presence.notice(name, time.monotonic())
         return pb.HeartbeatResponse(newer=[model_version(version) for version in newer], notice=notice)
 
@@ -64,12 +65,15 @@ class FleetService(control_pb2_grpc.FleetServiceServicer):
 
     async def FindFogs(self, request: pb.FindFogsRequest, context: Any) -> pb.FindFogsResponse:
         """Answer with the fog nodes that live, least loaded first."""
-        fogs = self._registry.fogs(self._clock())
+        who = peer(context)
+        fogs = [fog for fog in self._registry.fogs(self._clock()) if fog.shown_to(who.role, who.tenant)]
         return pb.FindFogsResponse(fogs=[pb.Fog(name=fog.name, address=fog.address) for fog in fogs])
 
     async def FleetStatus(self, request: pb.FleetStatusRequest, context: Any) -> pb.FleetStatusResponse:
-        """Answer with every device."""
-        return pb.FleetStatusResponse(devices=[_status(device) for device in self._registry.devices(self._clock())])
+        """Answer with every device that the caller may know of."""
+        who = peer(context)
+        shown = (one for one in self._registry.devices(self._clock()) if one.shown_to(who.role, who.tenant))
+        return pb.FleetStatusResponse(devices=[_status(device) for device in shown])
 
 
 def _device(context: Any) -> Peer:

@@ -41,7 +41,7 @@ class ModelService(control_pb2_grpc.ModelServiceServicer):
         self, request_iterator: AsyncIterator[pb.PublishModelRequest], context: Any
     ) -> AsyncIterator[pb.PublishModelResponse]:
         """Take in models, one after another on a stream."""
-        device = peer(context).name
+        who = peer(context)
         upload: _Upload | None = None
         try:
             async for request in request_iterator:
@@ -51,7 +51,9 @@ class ModelService(control_pb2_grpc.ModelServiceServicer):
                             f"model {upload.name}: another offer at {upload.offset} of {upload.size} bytes"
                         )
                     offer = request.offer
-                    found = await asyncio.to_thread(self._models.begin, offer.name, offer.digest, offer.size)
+                    found = await asyncio.to_thread(
+                        self._models.begin, offer.name, offer.digest, offer.size, who.tenant
+                    )
                     if isinstance(found, Version):
                         yield pb.PublishModelResponse(stored=model_version(found))
                         continue
@@ -63,7 +65,8 @@ class ModelService(control_pb2_grpc.ModelServiceServicer):
                 else:
                     raise ProtocolError("a publication message is empty; it holds an offer or a chunk")
                 if upload is not None and upload.offset == upload.size:
-                    stored = await asyncio.to_thread(self._models.finish, upload.name, upload.digest, device, now_us())
+                    made = (upload.name, upload.digest, who.name, now_us(), who.tenant)
+                    stored = await asyncio.to_thread(self._models.finish, *made)
                     self._release(upload)
                     upload = None
                     yield pb.PublishModelResponse(stored=model_version(stored))
@@ -73,12 +76,12 @@ class ModelService(control_pb2_grpc.ModelServiceServicer):
 
     async def LatestModel(self, request: pb.LatestModelRequest, context: Any) -> pb.LatestModelResponse:
         """Answer with the newest version of a model, if there is one."""
-        found = await asyncio.to_thread(self._models.latest, request.name)
+        found = await asyncio.to_thread(self._models.latest, request.name, peer(context).tenant)
         return pb.LatestModelResponse(model=model_version(found) if found else None)
 
     async def FetchModel(self, request: pb.FetchModelRequest, context: Any) -> AsyncIterator[pb.FetchModelResponse]:
         """Send a model's bytes from an offset on."""
-        path, size = await asyncio.to_thread(self._models.open_for_reading, request.digest)
+        path, size = await asyncio.to_thread(self._models.open_for_reading, request.digest, peer(context).tenant)
         if request.offset > size:
             raise InputError(f"model {request.digest.hex()} has {size} bytes; {request.offset} is past its end")
         offset = request.offset

@@ -36,9 +36,12 @@ CREATE TABLE devices (
     capabilities TEXT NOT NULL,
     gauges TEXT NOT NULL,
     last_seen_us INTEGER NOT NULL,
-    joined INTEGER NOT NULL
+    joined INTEGER NOT NULL,
+    tenant TEXT NOT NULL DEFAULT ''
 ) STRICT
 """
+
+_UPGRADES = {1: "ALTER TABLE devices ADD COLUMN tenant TEXT NOT NULL DEFAULT ''"}
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,15 @@ class Device:
     gauges: Mapping[str, float]
     last_seen_us: int
     alive: bool
+    tenant: str = ""
+
+    def shown_to(self, role: str, tenant: str) -> bool:
+        """Whether a caller may know of it: of its own tenant, and of fog nodes that serve all.
+
+        Fog nodes and cloud servers without a tenant are the operator's, and see everything.
+        """
+        everything = role != "edge" and not tenant
+        return everything or self.tenant == tenant or (self.role == "fog" and not self.tenant)
 
 
 class Registry:
@@ -60,7 +72,7 @@ class Registry:
 
     def __init__(self, path: Path, heartbeat_ms: int, max_devices: int) -> None:
         # NORMAL: a heartbeat is not worth an fsync; after a power cut devices join again.
-        self._db = Database(path, _SCHEMA, 1, "NORMAL")
+        self._db = Database(path, _SCHEMA, 2, "NORMAL", _UPGRADES)
         self._silence_us = MISSES * heartbeat_ms * 1000
         self._max_devices = max_devices
 
@@ -69,7 +81,14 @@ class Registry:
         self._db.close()
 
     def join(
-        self, name: str, role: DeviceRole, version: str, address: str, capabilities: Mapping[str, str], now_us: int
+        self,
+        name: str,
+        role: DeviceRole,
+        version: str,
+        address: str,
+        capabilities: Mapping[str, str],
+        now_us: int,
+        tenant: str = "",
     ) -> None:
         """Register a device, or what is new about it. Raises InputError, IdentityError or CapacityError."""
         _check_texts(name, version, address, capabilities)
@@ -78,16 +97,18 @@ class Registry:
         elif address:
             raise InputError(f"edge {name} gives the address {address!r}; only fog nodes serve, leave it empty")
         with self._db.transaction() as db:
-            known = db.execute("SELECT role FROM devices WHERE name = ?", (name,)).fetchone()
+            known = db.execute("SELECT role, tenant FROM devices WHERE name = ?", (name,)).fetchone()
             if known is None and self._count(db) >= self._max_devices:
                 raise CapacityError(f"the registry holds {self._max_devices} devices; raise max_devices")
             if known is not None and known[0] != role:
                 raise IdentityError(f"{name} is registered as {known[0]} and joins as {role}; give it another name")
+            if known is not None and known[1] != tenant:
+                raise IdentityError(f"{name} is registered for tenant {known[1]!r} and joins for {tenant!r}; rename it")
             db.execute(
-                "INSERT INTO devices VALUES (?, ?, ?, ?, ?, '{}', ?, 1) ON CONFLICT (name) DO UPDATE SET "
+                "INSERT INTO devices VALUES (?, ?, ?, ?, ?, '{}', ?, 1, ?) ON CONFLICT (name) DO UPDATE SET "
                 "version = excluded.version, address = excluded.address, capabilities = excluded.capabilities, "
                 "last_seen_us = excluded.last_seen_us, joined = 1",
-                (name, role, version, address, json.dumps(dict(capabilities)), now_us),
+                (name, role, version, address, json.dumps(dict(capabilities)), now_us, tenant),
             )
 
     def heartbeat(self, name: str, gauges: Mapping[str, float], now_us: int) -> None:
@@ -114,14 +135,15 @@ class Registry:
     def devices(self, now_us: int) -> list[Device]:
         """Return every device, by name."""
         rows = self._db.rows(
-            "SELECT name, role, version, address, capabilities, gauges, last_seen_us, joined FROM devices ORDER BY name"
+            "SELECT name, role, version, address, capabilities, gauges, last_seen_us, joined, tenant"
+            " FROM devices ORDER BY name"
         )
         return [
             Device(
                 name, role, version, address, json.loads(capabilities), json.loads(gauges), seen,
-                bool(joined) and now_us - seen <= self._silence_us,
+                bool(joined) and now_us - seen <= self._silence_us, tenant,
             )
-            for name, role, version, address, capabilities, gauges, seen, joined in rows
+            for name, role, version, address, capabilities, gauges, seen, joined, tenant in rows
         ]  # fmt: skip
 
     def counts(self, now_us: int) -> dict[str, tuple[int, int]]:

@@ -21,10 +21,13 @@ class Audience:
         self._clock = clock
         self._open: dict[str, list[Filter]] = {}
         self._left: dict[str, tuple[float, Filter]] = {}
+        self._tenants: dict[str, str] = {}  # of those that have one
         self.downlink, self.uplink = LinkRate(), LinkRate()
 
-    def joined(self, device: str, wanted: Filter) -> None:
+    def joined(self, device: str, wanted: Filter, tenant: str = "") -> None:
         """A subscription was opened."""
+        if tenant:
+            self._tenants[device] = tenant
         self._left.pop(device, None)
         self._open.setdefault(device, []).append(wanted)
 
@@ -36,7 +39,17 @@ class Audience:
             del self._open[device]
             self._left[device] = (self._clock(), wanted)
             if len(self._left) > MAX_DEVICES:
-                self._left.pop(next(iter(self._left)))
+                gone = next(iter(self._left))
+                self._left.pop(gone)
+                self._tenants.pop(gone, None)
+
+    def wants(self, device: str, camera: str, labels: frozenset[str]) -> bool:
+        """Whether a device's own filters let something through; a device that never subscribed has none."""
+        filters = self._open.get(device)
+        if filters is None:
+            left = self._left.get(device)
+            filters = [left[1]] if left is not None else []
+        return not filters or any(one.wants(camera, labels) for one in filters)
 
     def receivers(self, images: Sequence[QueuedImage], sources: Iterable[str]) -> int:
         """How many devices are going to fetch images of one camera, which the devices `sources` uploaded."""
@@ -45,7 +58,9 @@ class Audience:
         labels = frozenset(box.label for image in images for box in image.boxes)
         wanted = [*self._open.items(), *((device, [one]) for device, (_, one) in self._left.items())]
         return sum(
-            device not in own and any(one.wants(images[0].camera, labels) for one in filters)
+            device not in own
+            and self._tenants.get(device, "") == images[0].tenant
+            and any(one.wants(images[0].camera, labels) for one in filters)
             for device, filters in wanted
         )
 

@@ -12,6 +12,7 @@ from fogline.fog_node.audience import Audience
 from fogline.fog_node.encode_queue import Batch
 from fogline.fog_node.encoders.candidates import CANDIDATES
 from fogline.fog_node.store import QueuedImage, Store
+from fogline.fog_node.tenants import stream
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +31,7 @@ class Choices:
         """Receivers of every camera in the batch, and the links."""
         cameras: dict[str, list[QueuedImage]] = {}
         for image in batch.images:
-            cameras.setdefault(image.camera, []).append(image)
+            cameras.setdefault(stream(image.tenant, image.camera), []).append(image)
         receivers = {}
         for camera, images in cameras.items():
             sources = await self._store.sources(image.content_id for image in images)

@@ -40,6 +40,7 @@ class WorkItem(msgspec.Struct, frozen=True):
     size: tuple[int, int]  # coded width and height
     trace: str = ""  # of its upload, for the logs
     form: int = 1  # of the upload, the contract's UplinkForm
+    tenant: str = ""
 
 
 class Encode(msgspec.Struct, frozen=True, tag=True):

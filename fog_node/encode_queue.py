@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from fogline.common.images.sizes import coded_size as coded_size
 from fogline.fog_node.store import QueuedImage
+from fogline.fog_node.tenants import stream
 
 TRIES_TOGETHER = 2
 TRIES_ALONE = 3
@@ -59,7 +60,7 @@ class EncodeQueue:
     def add(self, images: Iterable[QueuedImage], now: float) -> None:
         """Queue images at time `now`, in seconds of any steady clock."""
         for image in images:
-            key = size_of(image, self._target_width), image.camera if self._by_camera else ""
+            key = size_of(image, self._target_width), stream(image.tenant, image.camera) if self._by_camera else ""
             self._groups.setdefault(key, deque()).append((now, image))
             self._since.setdefault(image.content_id, now)
 

@@ -150,6 +150,7 @@ def _load(item: messages.WorkItem, start: messages.Start) -> _Loaded:
     from fogline.common.images.jpeg import resize
     from fogline.common.images.uplink import decode
     from fogline.fog_node.advice import publishable
+    from fogline.fog_node.tenants import stream
 
     with open(item.path, "rb") as file:
         data = file.read(start.max_image_bytes + 1)
@@ -159,7 +160,7 @@ def _load(item: messages.WorkItem, start: messages.Start) -> _Loaded:
     coded_width, coded_height = item.size
     scaled = [Box(*fields).scaled(coded_width / width, coded_height / height) for fields in item.boxes]
     boxes = tuple((box.x, box.y, box.w, box.h) for box in scaled)
-    source = SourceImage(resize(found.pixels, coded_width, coded_height), boxes, item.camera)
+    source = SourceImage(resize(found.pixels, coded_width, coded_height), boxes, stream(item.tenant, item.camera))
     size = (found.pixels.shape[1], found.pixels.shape[0])
     ready = item.form == Form.ROI.value and publishable(start.codec, found.layers, size, source)
     return _Loaded(item, source, (width, height), EncodedImage(found.layers) if ready else None)

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 
 from fogline.common.errors import FormatError, ProtocolError
 from fogline.common.rpc.gen import images_pb2 as pb
 from fogline.common.rpc.gen import transfer_pb2
 from fogline.common.wire.transfer import Blob, Piece, pack
 from fogline.fog_node.store import Store
+from fogline.fog_node.tenants import Viewer
 
 log = logging.getLogger(__name__)
 
 MAX_ITEMS = 1024  # of one request
 
+Wants = Callable[[str, frozenset[str]], bool]  # camera, labels
 Key = int | bytes  # the cursor of a record, or the digest of shared state
 Asked = tuple[Key, bytes, int, int]  # key, digest, size, offset
 
@@ -26,16 +28,22 @@ class Fetch:
     def __init__(self, store: Store) -> None:
         self._store = store
 
-    async def answer(self, device: str, request: pb.FetchRequest) -> AsyncIterator[pb.FetchResponse]:
+    async def answer(
+        self, viewer: Viewer, request: pb.FetchRequest, wants: Wants | None = None
+    ) -> AsyncIterator[pb.FetchResponse]:
         """The messages for one request: what is gone, then records, then shared state. Raises ProtocolError.
 
-        What the device may not see, its own images first of all, is gone for it.
+        What the device may not see is gone for it, as if it had never been: its own images, those of other tenants,
+        and what its filter, `wants`, leaves out.
         """
+        device = viewer.device
         if len(request.items) > MAX_ITEMS:
             raise ProtocolError(f"{len(request.items)} items in one fetch; ask for at most {MAX_ITEMS}")
         cursors, digests = _sort(request.items)
-        seen = await self._store.records(device, cursors)
-        sizes = await self._store.shared_sizes(device, digests)
+        seen = await self._store.records(device, cursors, viewer.tenant)
+        if wants is not None:
+            seen = {cursor: notice for cursor, notice in seen.items() if wants(notice.camera, notice.labels)}
+        sizes = await self._store.shared_sizes(device, digests, viewer.tenant, wants)
         missing: list[list[Key]] = [[c for c in cursors if c not in seen], [d for d in digests if d not in sizes]]
         for keys in filter(None, missing):
             yield pb.FetchResponse(chunks=[_gone(key) for key in keys])

@@ -37,6 +37,7 @@ class Claim:
     boxes: tuple[Box, ...]
     form: Form = Form.ORIGINAL
     coded_digest: bytes = b""  # SHA-256 of what is sent in a coded form
+    tenant: str = ""  # of the device
 
     @property
     def digest(self) -> bytes:
@@ -74,7 +75,7 @@ class Ingest:
 
     async def known(self, claim: Claim, device: str) -> HeldImage | None:
         """What became of an image that is held; `device` is one of its sources then."""
-        held = await self._store.offered(claim.content_id, device)
+        held = await self._store.offered(claim.content_id, device, claim.tenant)
         if held is not None and (await asyncio.to_thread(self._held, claim)) > 0:
             # Perhaps what it sent in another form before, when there was no room to make that durable.
             async with self._promising:
@@ -91,12 +92,17 @@ class Ingest:
         """
         async with self._promising:  # one at a time: room that is being made must not be missed, nor given twice
             others = self._promised.values()
-            if any(o.digest == claim.digest and o.content_id != claim.content_id for o in others):
+            if any(
+                o.digest == claim.digest and (o.content_id, o.tenant) != (claim.content_id, claim.tenant)
+                for o in others
+            ):
                 raise CapacityError(f"digest {claim.digest.hex()[:16]}… is arriving as another image; try again later")
             if await self._store.names(claim.digest, claim.content_id):  # last: what is stored is named, then released
                 kind = InputError if claim.form is Form.ORIGINAL else FormError
                 raise kind(f"digest {claim.digest.hex()[:16]}… is of something else that this fog node holds")
             await self._store.make_room(sum(other.size for other in others) + claim.size)
+            if not await self._store.arriving(claim.digest, claim.tenant):
+                await self._store.discard(claim.digest)  # what another tenant sent of it is no help to this one
             self._promised[ticket] = claim
         try:
             async with self._alone(claim.content_id):
@@ -131,7 +137,7 @@ class Ingest:
         and CapacityError.
         """
         async with self._alone(claim.content_id):
-            if await self._store.offered(claim.content_id, device) is not None:
+            if await self._store.offered(claim.content_id, device, claim.tenant) is not None:
                 await self._store.discard(claim.digest)
                 return False
             await asyncio.to_thread(self._store.blobs.commit, claim.digest)
@@ -144,14 +150,15 @@ class Ingest:
                     raise ProtocolError(f"{error}; send them again") from error
                 raise
             what = (claim.content_id, claim.camera, claim.capture_time_us, width, height)
-            await self._store.add(NewImage(*what, claim.size, boxes, upload), device)
-        queued = QueuedImage(*what, boxes, trace_id.get(), upload, claim.size)
+            await self._store.add(NewImage(*what, claim.size, boxes, upload, claim.tenant), device)
+        queued = QueuedImage(*what, boxes, trace_id.get(), upload, claim.size, claim.tenant)
         self._on_stored([queued])
         return True
 
     async def sweep(self) -> None:
         """Drop what unfinished uploads left behind whose devices don't come back: it takes up room."""
         await asyncio.to_thread(self._store.blobs.drop_partials, PARTIAL_IDLE_S)
+        await self._store.forget_arriving(PARTIAL_IDLE_S)
 
     def _held(self, claim: Claim) -> int:
         # A whole blob without a row: we were killed, or ran out of disk, between the two.

@@ -175,6 +175,7 @@ class Pipeline:
             size_of(image, self._config.width),
             image.trace,
             (Form.ORIGINAL if image.upload is None else image.upload.form).value,
+            image.tenant,
         )
 
     async def _publish(self, encoded: messages.Encoded, batch: Batch, wall_s: float) -> None:

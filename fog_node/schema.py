@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 _CHOICES = """
 CREATE TABLE IF NOT EXISTS choices (           -- of the encoder `auto`, the newest for each camera and coded size
@@ -13,6 +13,14 @@ CREATE TABLE IF NOT EXISTS choices (           -- of the encoder `auto`, the new
   changes INTEGER NOT NULL,                    -- how often it became another one
   choice BLOB NOT NULL,                        -- JSON, a planning.Choice
   PRIMARY KEY (camera, width, height)
+) WITHOUT ROWID;
+"""
+
+_ARRIVING = """
+CREATE TABLE IF NOT EXISTS arriving (          -- bytes that a tenant's device began to upload: no other may go on there
+  digest BLOB PRIMARY KEY,
+  tenant TEXT NOT NULL,
+  at_us INTEGER NOT NULL
 ) WITHOUT ROWID;
 """
 
@@ -35,7 +43,8 @@ CREATE TABLE IF NOT EXISTS images (
   source_held INTEGER NOT NULL DEFAULT 1,      -- what was uploaded is still in the blob store
   upload_digest BLOB,                          -- SHA-256 of a coded upload, its name in the blob store; null: the JPEG
   upload_form INTEGER NOT NULL DEFAULT 1,      -- the contract's UplinkForm
-  upload_width INTEGER                         -- pixels, of a coded upload
+  upload_width INTEGER,                        -- pixels, of a coded upload
+  tenant TEXT NOT NULL DEFAULT ''              -- of the device that uploaded it
 );
 CREATE INDEX IF NOT EXISTS images_by_upload ON images (upload_digest) WHERE upload_digest IS NOT NULL;
 CREATE INDEX IF NOT EXISTS images_by_state ON images (state, seq);
@@ -73,7 +82,7 @@ CREATE TABLE IF NOT EXISTS shared_sent (
   times INTEGER NOT NULL,
   PRIMARY KEY (device, digest)
 ) WITHOUT ROWID;
-{_CHOICES}"""
+{_CHOICES}{_ARRIVING}"""
 
 UPGRADES = {
     1: f"""
@@ -83,4 +92,7 @@ ALTER TABLE images ADD COLUMN upload_width INTEGER;
 CREATE INDEX images_by_upload ON images (upload_digest) WHERE upload_digest IS NOT NULL;
 CREATE INDEX IF NOT EXISTS published_by_digest ON published (digest);
 {_CHOICES}""",
+    2: f"""
+ALTER TABLE images ADD COLUMN tenant TEXT NOT NULL DEFAULT '';
+{_ARRIVING}""",
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import AsyncIterator
+from functools import partial
 from typing import Any
 
 from fogline.common.clock import now_us
@@ -22,6 +23,7 @@ from fogline.fog_node.head import Head
 from fogline.fog_node.ingest import Ingest
 from fogline.fog_node.store import Store
 from fogline.fog_node.subscription import Filter, Subscription, Update
+from fogline.fog_node.tenants import Viewer
 from fogline.fog_node.upload_stream import UploadStream
 
 log = logging.getLogger(__name__)
@@ -70,14 +72,15 @@ class ImageService(images_pb2_grpc.ImageServiceServicer):
         self, request_iterator: AsyncIterator[images_pb2.UploadRequest], context: Any
     ) -> None:
         """Take images until the device ends the stream."""
-        device = peer(context).name
-        await UploadStream(self._ingest, self._audience, device, context.write, CHUNK_BYTES).serve(request_iterator)
+        viewer = _viewer(context)
+        await UploadStream(self._ingest, self._audience, viewer, context.write, CHUNK_BYTES).serve(request_iterator)
 
     async def Subscribe(
         self, request: images_pb2.SubscribeRequest, context: Any
     ) -> AsyncIterator[images_pb2.SubscribeResponse]:
         """What was published after a cursor, then what is published from now on."""
-        device = peer(context).name
+        viewer = _viewer(context)
+        device = viewer.device
         if request.store_id != self._store.store_id:
             raise ConfigError(
                 f"cursors of store {request.store_id.hex()!r} mean nothing to store {self._store.store_id.hex()}:"
@@ -88,10 +91,10 @@ class ImageService(images_pb2_grpc.ImageServiceServicer):
         wanted = Filter(frozenset(request.filter.labels), frozenset(request.filter.cameras))
         subscription = Subscription(wanted, request.cursor)
         self._count(+1)
-        self._audience.joined(device, wanted)
+        self._audience.joined(device, wanted, viewer.tenant)
         log.info("subscribed", extra={"device": device, "cursor": request.cursor})
         try:
-            async for update in self._updates(device, subscription):
+            async for update in self._updates(viewer, subscription):
                 yield _subscribe_response(update)
         finally:
             self._count(-1)
@@ -102,16 +105,17 @@ class ImageService(images_pb2_grpc.ImageServiceServicer):
         self, request_iterator: AsyncIterator[images_pb2.FetchRequest], context: Any
     ) -> AsyncIterator[images_pb2.FetchResponse]:
         """Send records and shared state, several to a message, each from an offset."""
-        device = peer(context).name
+        viewer = _viewer(context)
+        wants = partial(self._audience.wants, viewer.device)
         async for request in request_iterator:
             with self._audience.sending() as sent:
-                async for response in self._fetch.answer(device, request):
+                async for response in self._fetch.answer(viewer, request, wants):
                     yield response
                     sent(sum(len(part.chunk.data) for part in response.chunks))
 
-    async def _updates(self, device: str, subscription: Subscription) -> AsyncIterator[Update]:
+    async def _updates(self, viewer: Viewer, subscription: Subscription) -> AsyncIterator[Update]:
         while True:
-            page = await self._store.page(device, subscription.scanned, PAGE)
+            page = await self._store.page(viewer.device, subscription.scanned, PAGE, viewer.tenant)
             update = subscription.scan(page, time.monotonic())
             if update is not None:
                 yield update
@@ -127,6 +131,11 @@ class ImageService(images_pb2_grpc.ImageServiceServicer):
     def _count(self, change: int) -> None:
         self._subscribers += change
         self._metrics.subscribers.set(self._subscribers)
+
+
+def _viewer(context: Any) -> Viewer:
+    who = peer(context)
+    return Viewer(who.name, who.tenant)
 
 
 def _advice(config: FogConfig) -> images_pb2.UplinkAdvice:

@@ -10,7 +10,7 @@ import asyncio
 import hashlib
 import sqlite3
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from fogline.common.blobs import BlobStore
 from fogline.common.boxes import Box
 from fogline.common.clock import now_us
 from fogline.common.database import Database
-from fogline.common.errors import CapacityError
+from fogline.common.errors import CapacityError, InputError
 from fogline.common.files import DirectoryLock
 from fogline.common.images.forms import Form
 from fogline.common.images.planning import Choice
@@ -52,6 +52,7 @@ class NewImage:
     source_bytes: int  # as uploaded
     boxes: tuple[Box, ...]
     upload: CodedUpload | None = None  # None: the JPEG as captured
+    tenant: str = ""
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,7 @@ class QueuedImage:
     trace: str = ""  # of its upload, for the logs; not kept over a restart
     upload: CodedUpload | None = None  # None: the JPEG as captured
     size: int = 0  # bytes of what was uploaded; not kept over a restart
+    tenant: str = ""
 
     @property
     def digest(self) -> bytes:
@@ -105,6 +107,7 @@ class Notice:
     labels: frozenset[str]
     own: bool  # the asking device uploaded this image itself
     shared: tuple[tuple[bytes, int], ...]
+    foreign: bool = False  # another tenant's: nothing but the cursor is told
 
 
 class Store:
@@ -147,15 +150,19 @@ class Store:
 
     # --- ingest
 
-    async def offered(self, content_id: bytes, device: str) -> HeldImage | None:
-        """What is known of an image; when it is held, `device` is one of its sources from now on."""
+    async def offered(self, content_id: bytes, device: str, tenant: str = "") -> HeldImage | None:
+        """What is known of an image; when it is held, `device` is one of its sources from now on.
+
+        Raises InputError when it is held for another tenant.
+        """
 
         def job(db: sqlite3.Connection) -> HeldImage | None:
-            row = db.execute("SELECT state, reason FROM images WHERE content_id = ?", (content_id,)).fetchone()
+            row = db.execute("SELECT tenant, state, reason FROM images WHERE content_id = ?", (content_id,)).fetchone()
             if row is None:
                 return None
+            _check_tenant(content_id, row[0], tenant)
             db.execute("INSERT OR IGNORE INTO sources VALUES (?, ?)", (content_id, device))
-            return HeldImage(*row)
+            return HeldImage(*row[1:])
 
         return await self._db.run(job)
 
@@ -165,8 +172,8 @@ class Store:
         def job(db: sqlite3.Connection) -> bool:
             added = db.execute(
                 "INSERT OR IGNORE INTO images (content_id, camera, capture_us, received_us, width, height,"
-                " source_bytes, boxes, labels, upload_digest, upload_form, upload_width)"
-                " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                " source_bytes, boxes, labels, upload_digest, upload_form, upload_width, tenant)"
+                " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 (
                     image.content_id,
                     image.camera,
@@ -178,12 +185,36 @@ class Store:
                     msgspec.json.encode([(b.x, b.y, b.w, b.h, b.label) for b in image.boxes]),
                     msgspec.json.encode(sorted({b.label for b in image.boxes})),
                     *_upload_row(image.upload),
+                    image.tenant,
                 ),
             ).rowcount
+            (owner,) = db.execute("SELECT tenant FROM images WHERE content_id = ?", (image.content_id,)).fetchone()
+            _check_tenant(image.content_id, owner, image.tenant)
+            if image.tenant:
+                db.execute("DELETE FROM arriving WHERE digest = ?", (_blob_of(image),))
             db.execute("INSERT OR IGNORE INTO sources VALUES (?, ?)", (image.content_id, device))
             return added == 1
 
         return await self._db.run(job)
+
+    async def arriving(self, digest: bytes, tenant: str) -> bool:
+        """Note that a device of this tenant uploads a blob; False where what is held of it came from another tenant."""
+
+        def job(db: sqlite3.Connection) -> bool:
+            row = db.execute("SELECT tenant FROM arriving WHERE digest = ?", (digest,)).fetchone()
+            before = row[0] if row else ""
+            if tenant:
+                db.execute("INSERT OR REPLACE INTO arriving VALUES (?, ?, ?)", (digest, tenant, now_us()))
+            elif row:
+                db.execute("DELETE FROM arriving WHERE digest = ?", (digest,))
+            return bool(before == tenant)
+
+        return await self._db.run(job)
+
+    async def forget_arriving(self, idle_s: float) -> None:
+        """Forget who began uploads that nobody goes on with."""
+        oldest = now_us() - int(idle_s * 1e6)
+        await self._db.run(lambda db: db.execute("DELETE FROM arriving WHERE at_us < ?", (oldest,)))
 
     async def names(self, digest: bytes, content_id: bytes) -> bool:
         """Whether anything that is held or published counts on the blob `digest`, but for the image `content_id`."""
@@ -246,13 +277,13 @@ class Store:
         """Every image that waits to be encoded, in the order of arrival."""
         rows = await self._db.run(
             lambda db: db.execute(
-                "SELECT content_id, camera, capture_us, width, height, boxes, upload_digest, upload_form, upload_width"
-                " FROM images WHERE state = 'received' ORDER BY seq"
+                "SELECT content_id, camera, capture_us, width, height, boxes, upload_digest, upload_form, upload_width,"
+                " tenant FROM images WHERE state = 'received' ORDER BY seq"
             ).fetchall()
         )
         return [
-            QueuedImage(i, c, t, w, h, _boxes(boxes), upload=None if d is None else CodedUpload(d, Form(form), width))
-            for i, c, t, w, h, boxes, d, form, width in rows
+            QueuedImage(i, c, t, w, h, _boxes(boxes), upload=_coded(d, form, width), tenant=tenant)
+            for i, c, t, w, h, boxes, d, form, width, tenant in rows
         ]
 
     def put(self, blobs: Iterable[bytes]) -> None:
@@ -333,21 +364,24 @@ class Store:
 
     # --- publication
 
-    async def page(self, device: str, after: int, limit: int) -> list[Notice]:
-        """Up to `limit` published records with a cursor above `after`, rising, as `device` sees them."""
+    async def page(self, device: str, after: int, limit: int, tenant: str = "") -> list[Notice]:
+        """Up to `limit` published records with a cursor above `after`, rising, as `device` sees them.
+
+        Those of other tenants are among them as nothing but cursors (`foreign`): the device's cursor moves past them.
+        """
 
         def job(db: sqlite3.Connection) -> list[Notice]:
             rows = db.execute(
                 "SELECT cursor, digest, size, camera, labels, EXISTS (SELECT 1 FROM sources s"
-                " WHERE s.content_id = p.content_id AND s.device = ?) FROM published p JOIN images USING (content_id)"
-                " WHERE cursor > ? ORDER BY cursor LIMIT ?",
-                (device, min(after, _MAX_INTEGER), limit),
+                " WHERE s.content_id = p.content_id AND s.device = ?), tenant != ?"
+                " FROM published p JOIN images USING (content_id) WHERE cursor > ? ORDER BY cursor LIMIT ?",
+                (device, tenant, min(after, _MAX_INTEGER), limit),
             ).fetchall()
             return _notices(db, rows)
 
         return await self._db.run(job)
 
-    async def records(self, device: str, cursors: Iterable[int]) -> dict[int, Notice]:
+    async def records(self, device: str, cursors: Iterable[int], tenant: str = "") -> dict[int, Notice]:
         """The records of these cursors that exist and that `device` may see."""
         wanted = [c for c in cursors if c <= _MAX_INTEGER]
 
@@ -355,30 +389,38 @@ class Store:
             rows = []
             for cursor in wanted:
                 rows += db.execute(
-                    "SELECT cursor, digest, size, camera, labels, 0 FROM published p JOIN images USING (content_id)"
-                    " WHERE cursor = ? AND NOT EXISTS (SELECT 1 FROM sources s"
+                    "SELECT cursor, digest, size, camera, labels, 0, 0 FROM published p JOIN images USING (content_id)"
+                    " WHERE cursor = ? AND tenant = ? AND NOT EXISTS (SELECT 1 FROM sources s"
                     " WHERE s.content_id = p.content_id AND s.device = ?)",
-                    (cursor, device),
+                    (cursor, tenant, device),
                 ).fetchall()
             return _notices(db, rows)
 
         return {notice.cursor: notice for notice in await self._db.run(job)}
 
-    async def shared_sizes(self, device: str, digests: Iterable[bytes]) -> dict[bytes, int]:
-        """Sizes of the shared state that some record needs which `device` may see."""
+    async def shared_sizes(
+        self,
+        device: str,
+        digests: Iterable[bytes],
+        tenant: str = "",
+        wants: Callable[[str, frozenset[str]], bool] | None = None,
+    ) -> dict[bytes, int]:
+        """Sizes of the shared state that some record needs which `device` may see, and `wants` (camera, labels)."""
         wanted = list(digests)
 
         def job(db: sqlite3.Connection) -> dict[bytes, int]:
             sizes = {}
             for digest in wanted:
-                row = db.execute(
-                    "SELECT size FROM shared WHERE digest = ? AND EXISTS (SELECT 1 FROM record_shared r"
-                    " JOIN published p USING (cursor) WHERE r.digest = shared.digest AND NOT EXISTS"
-                    " (SELECT 1 FROM sources s WHERE s.content_id = p.content_id AND s.device = ?))",
-                    (digest, device),
-                ).fetchone()
-                if row is not None:
-                    sizes[digest] = int(row[0])
+                rows = db.execute(
+                    "SELECT DISTINCT shared.size, camera, labels FROM shared JOIN record_shared r USING (digest)"
+                    " JOIN published p USING (cursor) JOIN images i USING (content_id)"
+                    " WHERE r.digest = ? AND tenant = ? AND NOT EXISTS"
+                    " (SELECT 1 FROM sources s WHERE s.content_id = p.content_id AND s.device = ?)",
+                    (digest, tenant, device),
+                )
+                for size, camera, labels in rows:
+                    if wants is None or wants(camera, _labels(labels)):
+                        sizes[digest] = int(size)
             return sizes
 
         return await self._db.run(job)
@@ -410,6 +452,22 @@ def _names(db: sqlite3.Connection, digest: bytes, content_id: bytes) -> bool:
     return bool(db.execute(query, (digest, content_id)).fetchone()[0])
 
 
+def _check_tenant(content_id: bytes, owner: str, tenant: str) -> None:
+    if owner != tenant:
+        raise InputError(
+            f"image {content_id.hex()[:16]}… is held for another tenant: the same bytes can't be two tenants' on one"
+            " fog node; give each a fog node of its own"
+        )
+
+
+def _blob_of(image: NewImage) -> bytes:
+    return image.content_id if image.upload is None else image.upload.digest
+
+
+def _labels(raw: bytes) -> frozenset[str]:
+    return frozenset(msgspec.json.decode(raw, type=list[str]))
+
+
 _UPLOAD = "coalesce(upload_digest, content_id)"  # the blob of what was uploaded
 _MAX_INTEGER = 2**63 - 1  # SQLite's; a cursor from the wire is unsigned
 
@@ -418,16 +476,22 @@ def _upload_row(upload: CodedUpload | None) -> tuple[bytes | None, int, int | No
     return (None, Form.ORIGINAL.value, None) if upload is None else (upload.digest, upload.form.value, upload.width)
 
 
+def _coded(digest: bytes | None, form: int, width: int) -> CodedUpload | None:
+    return None if digest is None else CodedUpload(digest, Form(form), width)
+
+
 def _boxes(raw: bytes) -> tuple[Box, ...]:
     return tuple(Box(*fields) for fields in msgspec.json.decode(raw, type=list[tuple[float, float, float, float, str]]))
 
 
-def _notices(db: sqlite3.Connection, rows: list[tuple[int, bytes, int, str, bytes, int]]) -> list[Notice]:
+def _notices(db: sqlite3.Connection, rows: list[tuple[int, bytes, int, str, bytes, int, int]]) -> list[Notice]:
     notices = []
-    for cursor, digest, size, camera, labels, own in rows:
+    for cursor, digest, size, camera, labels, own, foreign in rows:
+        if foreign:
+            notices.append(Notice(cursor, b"", 0, "", frozenset(), False, (), foreign=True))
+            continue
         shared = db.execute(
             "SELECT digest, size FROM record_shared JOIN shared USING (digest) WHERE cursor = ?", (cursor,)
         ).fetchall()
-        names = frozenset(msgspec.json.decode(labels, type=list[str]))
-        notices.append(Notice(cursor, digest, size, camera, names, bool(own), tuple(shared)))
+        notices.append(Notice(cursor, digest, size, camera, _labels(labels), bool(own), tuple(shared)))
     return notices

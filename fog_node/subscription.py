@@ -19,7 +19,7 @@ class Filter:
 
     def admits(self, notice: Notice) -> bool:
         """Whether a device with this filter is told of a record: never of its own images."""
-        return not notice.own and self.wants(notice.camera, notice.labels)
+        return not notice.own and not notice.foreign and self.wants(notice.camera, notice.labels)
 
     def wants(self, camera: str, labels: frozenset[str]) -> bool:
         """Whether it lets through what others captured with this camera and these labels."""

@@ -19,6 +19,7 @@ from fogline.common.wire.transfer import Piece
 from fogline.common.wire.upload import DIGEST_BYTES, Reason, UploadReceiver
 from fogline.fog_node.audience import Audience
 from fogline.fog_node.ingest import Claim, Ingest
+from fogline.fog_node.tenants import Viewer
 
 log = logging.getLogger(__name__)
 
@@ -34,10 +35,10 @@ class UploadStream:
     verified beside that, so that one fsync serves many images.
     """
 
-    def __init__(self, ingest: Ingest, audience: Audience, device: str, write: Write, max_chunk_bytes: int) -> None:
+    def __init__(self, ingest: Ingest, audience: Audience, device: Viewer, write: Write, max_chunk_bytes: int) -> None:
         self._ingest = ingest
         self._audience = audience
-        self._device = device
+        self._device, self._tenant = device.device, device.tenant
         self._write = write
         self._writing = asyncio.Lock()  # gRPC takes one write at a time
         self._receiver = UploadReceiver(max_image_bytes=ingest.limits.max_image_bytes, max_chunk_bytes=max_chunk_bytes)
@@ -95,7 +96,7 @@ class UploadStream:
     async def _decide(self, offer: pb.ImageOffer, form: Form) -> None:
         content_id = offer.content_id
         try:
-            claim = _claim(offer, form, self._ingest)
+            claim = _claim(offer, form, self._ingest, self._tenant)
             held = await self._ingest.known(claim, self._device)
             if held is not None and held.state == "bad":
                 raise InputError(f"it was set aside: {held.reason}")
@@ -246,11 +247,11 @@ def _form(offer: pb.ImageOffer, accepted: Collection[Form]) -> Form:
     return form
 
 
-def _claim(offer: pb.ImageOffer, form: Form, ingest: Ingest) -> Claim:
+def _claim(offer: pb.ImageOffer, form: Form, ingest: Ingest, tenant: str) -> Claim:
     if len(offer.boxes) > ingest.limits.max_boxes:
         raise InputError(f"{len(offer.boxes)} boxes; this fog node takes up to {ingest.limits.max_boxes}: drop some")
     boxes = tuple(Box(box.x, box.y, box.width, box.height, box.label or "object") for box in offer.boxes)
-    claim = Claim(offer.content_id, offer.size, offer.camera, offer.capture_time_us, boxes, form, offer.digest)
+    claim = Claim(offer.content_id, offer.size, offer.camera, offer.capture_time_us, boxes, form, offer.digest, tenant)
     claim.check()
     return claim
 

@@ -153,3 +153,43 @@ def test_against_a_model(tmp_path: Path) -> None:
         lambda: Machine(tmp_path / str(next(count))),
         settings=settings(max_examples=15, stateful_step_count=12, deadline=None),
     )
+
+
+def test_tenants_have_models_of_their_own(tmp_path: Path) -> None:
+    store = ModelStore(tmp_path, ModelsConfig())
+    data = model(1)
+    digest = hashlib.sha256(data).digest()
+
+    def publish_for(tenant: str, content: bytes) -> int:
+        made = hashlib.sha256(content).digest()
+        begin = store.begin("detector", made, len(content), tenant)
+        assert isinstance(begin, int)
+        store.append(made, begin, content[begin:], len(content))
+        found = store.finish("detector", made, "cam", 5, tenant)
+        assert found.name == "detector"
+        return found.version
+
+    assert publish_for("acme", data) == 1
+    assert store.latest("detector") is store.latest("detector", "other") is None
+    assert store.latest("acme/detector") is None
+    found = store.latest("detector", "acme")
+    assert found is not None
+    assert found.digest == digest
+    assert store.newer({"detector": 0}) == []
+    assert len(store.newer({"detector": 0}, "acme")) == 1
+    for tenant in ("", "other"):
+        with pytest.raises(InputError, match="no model has the digest"):
+            store.open_for_reading(digest, tenant)
+        with pytest.raises(InputError, match="held for another tenant"):
+            store.begin("detector", digest, len(data), tenant)
+    more = model(2)
+    part = hashlib.sha256(more).digest()
+    store.append(part, int(str(store.begin("detector", part, len(more), "acme"))), more[:9], len(more))
+    assert store.begin("detector", part, len(more), "acme") == 9
+    assert store.begin("detector", part, len(more), "other") == 0  # what acme sent is no help
+    store.close()
+    store = ModelStore(tmp_path, ModelsConfig())  # nobody knows now whose the rest was
+    store.append(part, int(str(store.begin("detector", part, len(more)))), more[:5], len(more))
+    assert store.begin("detector", part, len(more)) == 5
+    assert publish_for("", more) == 1
+    store.close()

@@ -106,3 +106,18 @@ def test_a_database_that_is_none_or_newer(tmp_path: Path) -> None:
         Registry(path, BEAT_MS, 4)
     with pytest.raises(ConfigError, match="data_dir"):
         Registry(path / "below-a-file" / "fleet.sqlite", BEAT_MS, 4)
+
+
+def test_tenants_are_told_apart(registry: Registry) -> None:
+    for name, role, tenant in (("a", "edge", "acme"), ("b", "edge", ""), ("gate", "fog", ""), ("own", "fog", "acme")):
+        registry.join(name, role, "1", "h:1" if role == "fog" else "", {}, T0, tenant)  # type: ignore[arg-type]
+    with pytest.raises(IdentityError, match="registered for tenant 'acme'"):
+        registry.join("a", "edge", "1", "", {}, T0)
+
+    def seen(role: str, tenant: str) -> set[str]:
+        return {device.name for device in registry.devices(T0) if device.shown_to(role, tenant)}
+
+    assert seen("edge", "acme") == {"a", "gate", "own"}
+    assert seen("edge", "") == {"b", "gate"}
+    assert seen("fog", "acme") == {"a", "gate", "own"}
+    assert seen("fog", "") == seen("cloud", "") == {"a", "b", "gate", "own"}

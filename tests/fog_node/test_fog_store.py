@@ -19,6 +19,7 @@ from fogline.fog_node.fetch import Fetch
 from fogline.fog_node.group_commit import GroupCommit
 from fogline.fog_node.stats import read_images, read_shared
 from fogline.fog_node.store import EncodedRecord, NewImage, Store
+from fogline.fog_node.tenants import Viewer
 
 BOXES = (Box(1, 2, 3, 4, "cat"), Box(5, 6, 7, 8, "dog"))
 
@@ -180,7 +181,7 @@ async def test_shared_state_is_for_those_who_may_see_a_record_that_needs_it(stor
             pb.FetchItem(shared_digest=b"nonsense"),
         ]
     )
-    answers = [answer async for answer in Fetch(store).answer("b", request)]
+    answers = [answer async for answer in Fetch(store).answer(Viewer("b"), request)]
     kinds = [[(part.WhichOneof("what"), part.gone) for part in answer.chunks] for answer in answers]
     assert kinds == [
         [("shared_digest", True), ("shared_digest", True)],
@@ -203,7 +204,7 @@ async def test_a_damaged_record_is_gone_and_a_wrong_offset_refused(store: Store)
 
 
 async def anext_all(store: Store, *items: pb.FetchItem) -> list[pb.FetchResponse]:
-    return [answer async for answer in Fetch(store).answer("z", pb.FetchRequest(items=items))]
+    return [answer async for answer in Fetch(store).answer(Viewer("z"), pb.FetchRequest(items=items))]
 
 
 async def test_room_is_made_of_published_sources_only(tmp_path: Path) -> None:

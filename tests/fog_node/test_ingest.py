@@ -22,6 +22,7 @@ from fogline.fog_node.audience import Audience
 from fogline.fog_node.config import Limits
 from fogline.fog_node.ingest import PARTIAL_IDLE_S, Claim, Ingest
 from fogline.fog_node.store import EncodedRecord, NewImage, QueuedImage, Store
+from fogline.fog_node.tenants import Viewer
 from fogline.fog_node.upload_stream import MAX_TASKS, UploadStream
 
 
@@ -95,7 +96,7 @@ async def test_a_device_that_never_reads_its_answers_is_not_read_on(small: Parts
     async def write(response: pb.UploadResponse) -> None:
         await asyncio.Event().wait()
 
-    stream = asyncio.create_task(UploadStream(small.ingest, Audience(), "a", write, 1 << 18).serve(offers()))
+    stream = asyncio.create_task(UploadStream(small.ingest, Audience(), Viewer("a"), write, 1 << 18).serve(offers()))
     for _ in range(10_000):
         await asyncio.sleep(0)
     assert asked == MAX_TASKS + 1
@@ -119,7 +120,7 @@ class Sending:
     def __init__(self, parts: Parts, device: str) -> None:
         self.answers: asyncio.Queue[pb.UploadResponse] = asyncio.Queue()
         self._requests: asyncio.Queue[pb.UploadRequest | None] = asyncio.Queue()
-        stream = UploadStream(parts.ingest, Audience(), device, self.answers.put, 1 << 18)
+        stream = UploadStream(parts.ingest, Audience(), Viewer(device), self.answers.put, 1 << 18)
         self.task = asyncio.create_task(stream.serve(self._read()))
 
     async def _read(self) -> AsyncIterator[pb.UploadRequest]:
