@@ -158,6 +158,11 @@ class Agent:
         deadline = time.monotonic() + _FIRST_CONTACT_S
         while thread.is_alive() and time.monotonic() < deadline and not stopped.wait(0.02):
             pass
+        if outcome and isinstance(outcome[0], IdentityError) and self._keeper is not None:
+            # Perhaps the authority was changed while we were off: ask whom to trust now, and try once more.
+            self._keeper.refresh()
+            outcome.clear()
+            attempt()
         if outcome and isinstance(outcome[0], (IdentityError, ConfigError)):
             raise outcome[0]
         if self._fog.error:

@@ -114,6 +114,10 @@ class Keeper:
         """Why the certificate is not being renewed, or the list is old; empty when all is well."""
         return "; ".join(filter(None, self._said.values()))
 
+    def refresh(self) -> None:
+        """Ask now whom to trust; a failure is told later, by `trouble`."""
+        self._attempt("revocations", self._refresh)
+
     def _run(self) -> None:
         interval = self._tls.refresh_s if self._revocations is not None else CALM_S
         asked = float("-inf")

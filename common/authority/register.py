@@ -201,6 +201,8 @@ def revoked(db: sqlite3.Connection, generation: int, valid_after: int) -> list[t
 
 
 def newest_end(db: sqlite3.Connection, generation: int) -> int | None:
-    """When the last certificate of an authority's key ends."""
-    row = db.execute("SELECT max(not_after) FROM certificates WHERE generation = ?", (generation,)).fetchone()
+    """When the last certificate of an authority's key ends that was not revoked."""
+    row = db.execute(
+        "SELECT max(not_after) FROM certificates WHERE generation = ? AND revoked_at IS NULL", (generation,)
+    ).fetchone()
     return None if row[0] is None else int(row[0])

@@ -194,6 +194,45 @@ class Registrar:
             register.release_hosts(db, name)
         return count
 
+    def enrol_by_hand(
+        self, name: str, role: Role, hosts: tuple[str, ...], now: datetime, tenant: str = ""
+    ) -> tuple[Enrolment, bytes]:
+        """Make a key and a certificate, to be copied to a device; and every authority that is trusted, PEM."""
+        with self._db.transaction() as db:
+            signer = self._key(self._signer(db, now))
+        made = signer.enrol(name, role, hosts, tenant=tenant)
+        self.record(made.cert_pem, now)
+        return made, self.bundle(now)
+
+    def rotate(self, now: datetime, overlap: timedelta, *, compromised: bool = False) -> tuple[datetime, datetime]:
+        """Make the authority's next key; when it begins to sign, and when the old one is no longer trusted.
+
+        Everybody hears of the new one while the old one still signs, for `overlap`; then certificates of the old one
+        run out. With `compromised`, the old one ends at once, and every device has to join again.
+        Raises ConfigError while a change is under way.
+        """
+        with self._db.transaction() as db:
+            trusted = self._trusted(db, now)
+            newest = register.generations(db)[-1]
+            if len(trusted) > 1 and not compromised:
+                raise ConfigError(
+                    f"the authority is being changed: {newest.file}.pem signs from {_when(newest.signs_from)} on, and "
+                    f"the old one is trusted until {_when(trusted[0].retires_at or 0)}; wait for that"
+                )
+            begins = now if compromised else now + overlap
+            ends = now
+            for one in trusted:
+                if not compromised:
+                    last = register.newest_end(db, one.number) or 0
+                    ends = max(datetime.fromtimestamp(last, timezone.utc), begins + self._lifetime) + GRACE
+                register.add_generation(db, Generation(one.number, one.file, one.signs_from, _seconds(ends)))
+            number = newest.number + 1
+            file = f"ca-{number}"
+            if not (self._folder / f"{file}.pem").exists():  # else we were killed before its row was written
+                Authority.create(f"Fogline authority {number}").save(self._folder, file)
+            register.add_generation(db, Generation(number, file, _seconds(begins), None))
+        return begins, ends
+
     # --- what everybody may know
 
     def lists(self, now: datetime) -> tuple[list[bytes], bytes]:
@@ -215,11 +254,10 @@ class Registrar:
         with self._db.transaction() as db:
             return self._bundle(db, now)
 
-    def serving(self, now: datetime, lifetime: timedelta) -> tuple[Enrolment, bytes]:
-        """A certificate for the service itself, and the authority that made it: the oldest, which everybody knows."""
+    def known_to_all(self, now: datetime) -> Authority:
+        """The authority that vouches for the service itself: the oldest that is trusted, which everybody knows."""
         with self._db.transaction() as db:
-            oldest = self._key(self._trusted(db, now)[0])
-        return oldest.serving(lifetime), oldest.certificate_pem
+            return self._key(self._trusted(db, now)[0])
 
     # --- inside
 
@@ -259,7 +297,7 @@ class Registrar:
         key: ec.EllipticCurvePublicKey,
         now: datetime,
     ) -> Issued:
-        signer = [one for one in self._trusted(db, now) if one.signs_from <= _seconds(now)][-1]
+        signer = self._signer(db, now)
         try:
             pem = self._key(signer).certify(
                 key, who, hosts, not_before=now - pki.BACKDATE, not_after=now + self._lifetime
@@ -283,6 +321,9 @@ class Registrar:
             register.add_device(db, who, ())
         key, ends = _digest(certificate.public_key()), _seconds(certificate.not_valid_after_utc)
         register.add_certificate(db, certificate.serial_number, who.name, one.number, key, ends)
+
+    def _signer(self, db: sqlite3.Connection, now: datetime) -> Generation:
+        return [one for one in self._trusted(db, now) if one.signs_from <= _seconds(now)][-1]
 
     def _trusted(self, db: sqlite3.Connection, now: datetime) -> list[Generation]:
         found = register.generations(db)
@@ -325,6 +366,10 @@ def _digest(key: object) -> bytes:
     if not isinstance(key, ec.EllipticCurvePublicKey):
         raise IdentityError("the certificate is not of an ECDSA key; join again with a new token")
     return hashlib.sha256(key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)).digest()
+
+
+def _when(seconds: int) -> str:
+    return f"{datetime.fromtimestamp(seconds, timezone.utc):%Y-%m-%d %H:%M} UTC"
 
 
 def _seconds(moment: datetime) -> int:

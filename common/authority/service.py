@@ -68,17 +68,20 @@ class _Serving:
 
     def __init__(self, registrar: Registrar) -> None:
         self._registrar = registrar
-        self._held: tuple[datetime, Material] | None = None
+        self._held: tuple[datetime, bytes, Material] | None = None  # until when, of which authority
 
     def __call__(self) -> Material:
         now = _now()
-        if self._held is None or now >= self._held[0]:
-            made, authority = self._registrar.serving(now, SERVING)
+        signer = self._registrar.known_to_all(now)
+        authority = signer.certificate_pem
+        if self._held is None or now >= self._held[0] or authority != self._held[1]:
+            made = signer.serving(SERVING)
             # The authority goes along, for devices that know no more of it than its hash.
             chain = made.cert_pem + authority
             size = len(x509.load_pem_x509_certificate(made.cert_pem).public_bytes(Encoding.DER))
-            self._held = now + SERVING / 2, Material(authority, chain, made.key_pem, size, Path(), Path())
-        return self._held[1]
+            own = Material(authority, chain, made.key_pem, size, Path(), Path())
+            self._held = now + SERVING / 2, authority, own
+        return self._held[2]
 
 
 async def serve(folder: Path, listen: str, lifetime: timedelta, metrics_config: MetricsConfig) -> None:

@@ -72,7 +72,7 @@ class Guard:
                 self._presence.release(call.peer.name, call.instance, time.monotonic())
 
     def admit(self, call: Call, method: str, context: Any) -> None:
-        """Raise IdentityError for who may not make this call, UnavailableError for who must connect anew."""
+        """Raise IdentityError for who may not make this call, UnavailableError for who may later, or connected anew."""
         pem = next(iter(context.auth_context().get("x509_pem_cert", ())), None)
         if pem is not None:
             call.certificate = self._parse(pem)
@@ -131,10 +131,10 @@ class Guard:
                     conflict.holder,
                     conflict.refused,
                 )
-            raise IdentityError(
+            raise UnavailableError(  # and no IdentityError, which would end an agent whose own old call still lingers
                 f"another agent with the identity {who.name} is connected from {conflict.holder}; enrol this one under "
                 "a name of its own (was its disk or its data folder copied?), or stop the other",
-                number=714,
+                number=805,
             )
         call.peer, call.instance = who, instance
 

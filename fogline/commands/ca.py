@@ -11,7 +11,6 @@ import sys
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
-from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from fogline.common import addresses, logs, pki
@@ -26,7 +25,7 @@ _FOLDER = "folder of the authority (default: ca)"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the command line."""
-    actions = parser.add_subparsers(dest="action", required=True, metavar="init|enrol|token|serve|revoke")
+    actions = parser.add_subparsers(dest="action", required=True, metavar="init|enrol|token|serve|revoke|rotate")
     init = actions.add_parser("init", help="make the authority: ca.pem, and ca.key to keep safe")
     init.add_argument("--dir", type=Path, default=Path("ca"), help=_FOLDER)
 
@@ -69,10 +68,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     revoke.add_argument("--cert", type=Path, help="its certificate, where it was enrolled before there was a register")
     revoke.add_argument("--dir", type=Path, default=Path("ca"), help=_FOLDER)
 
+    rotate = actions.add_parser("rotate", help="replace the authority's key, under a deployment that goes on")
+    rotate.add_argument("--overlap", default="7d", help="how long devices have to hear of the new one (default: 7d)")
+    rotate.add_argument(
+        "--compromised", action="store_true", help="the old key is known to others: it ends now, and all join again"
+    )
+    rotate.add_argument("--dir", type=Path, default=Path("ca"), help=_FOLDER)
+
 
 def run(arguments: argparse.Namespace) -> int:
     """Do it, and say what was done."""
-    action = {"init": _init, "enrol": _enrol, "token": _token, "serve": _serve, "revoke": _revoke}[arguments.action]
+    action = {
+        "init": _init,
+        "enrol": _enrol,
+        "token": _token,
+        "serve": _serve,
+        "revoke": _revoke,
+        "rotate": _rotate,
+    }[arguments.action]
     action(arguments)
     return 0
 
@@ -89,11 +102,10 @@ def _enrol(arguments: argparse.Namespace) -> None:
             f"{arguments.name} is a {arguments.role} and others dial it: give every name and address with --host, "
             "such as --host gateway.local --host 192.168.1.10"
         )
-    authority = pki.Authority.load(arguments.dir)
-    enrolment = authority.enrol(arguments.name, arguments.role, tuple(arguments.host), tenant=arguments.tenant)
     with registrar.opened(arguments.dir) as register:
-        register.record(enrolment.cert_pem, _now())
-        trusted = register.bundle(_now())
+        enrolment, trusted = register.enrol_by_hand(
+            arguments.name, arguments.role, tuple(arguments.host), _now(), arguments.tenant
+        )
     out: Path = arguments.out or Path(arguments.name)
     pki.save_enrolment(enrolment, trusted, arguments.name, out)
     until = pki.inspect(enrolment.cert_pem).not_after
@@ -118,8 +130,7 @@ def _token(arguments: argparse.Namespace) -> None:
             uses=arguments.uses,
             expires=duration(arguments.expires, "--expires"),
         )
-        _, shown = register.serving(now, timedelta(minutes=1))
-    der = x509.load_pem_x509_certificate(shown).public_bytes(Encoding.DER)
+        der = register.known_to_all(now).certificate.public_bytes(Encoding.DER)
     _say(str(JoinToken(address, hashlib.sha256(der).digest(), secret)))
 
 
@@ -149,6 +160,19 @@ def _revoke(arguments: argparse.Namespace) -> None:
             register.record(given, _now())
         count = register.revoke(arguments.name, _now())
     _say(f"revoked {count} certificates of {arguments.name}; servers that know the service refuse it within a minute")
+
+
+def _rotate(arguments: argparse.Namespace) -> None:
+    now = _now()
+    with registrar.opened(arguments.dir) as register:
+        overlap = duration(arguments.overlap, "--overlap")
+        begins, ends = register.rotate(now, overlap, compromised=arguments.compromised)
+    if arguments.compromised:
+        _say("made a new authority; the old one is trusted no more: every device must join again with a new token")
+        return
+    _say(f"made a new authority; it is trusted from now on, and signs from {begins:%Y-%m-%d %H:%M} UTC on")
+    _say(f"the old one is trusted until {ends:%Y-%m-%d %H:%M} UTC, when the last of its certificates has run out")
+    _say("devices hear of it from `fogline ca serve`; to those without `tls.authority`, copy a new ca.pem by hand")
 
 
 def duration(text: str, flag: str) -> timedelta:

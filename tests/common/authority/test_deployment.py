@@ -15,6 +15,7 @@ from authority_parts import Service
 from edge_processes import Node, nodes
 
 from fogline.cli import main
+from fogline.common import pki
 from fogline.common.authority import token
 from fogline.common.authority.join import join
 from fogline.common.config import TlsConfig
@@ -179,3 +180,32 @@ def test_what_is_revoked_is_refused_and_cut_off(deploy: Callable[..., Deployment
     ):
         ImageServiceStub(channel).Hello(hello)
     (fog.folder / "revocation.json").write_text(json.dumps({"seconds": took}))
+
+
+def test_the_authority_is_changed_under_a_deployment_that_goes_on(
+    deploy: Callable[..., Deployment], wait_until: Any
+) -> None:
+    deployment = deploy("--lifetime", "12s")
+    cloud_tls, edge_tls = deployment.join("cloud", "cloud"), deployment.join("edge", "cam")
+    cloud = deployment.node("cloud_server", "cloud", cloud_tls, listen="127.0.0.1:0", heartbeat_ms=300)
+    edge = deployment.node(
+        "edge_agent", "cam", edge_tls, name="cam", fog="discover", cloud=f"127.0.0.1:{cloud.ports['port']}",
+        capture={"source": "none"}, train={"enabled": "false"},
+    )  # fmt: skip
+    pids = cloud.pid, edge.pid
+    assert "signs from" in deployment.ca("rotate", "--overlap", "13s")
+    for tls in (cloud_tls, edge_tls):
+        wait_until(lambda tls=tls: len(pki.authorities(tls.files()[0].read_bytes())) == 2, 30, "both to be trusted")
+
+    def issuer(tls: TlsConfig) -> str:
+        return pki.inspect(tls.files()[1].read_bytes()).issuer
+
+    for tls in (cloud_tls, edge_tls):
+        wait_until(lambda tls=tls: "authority 2" in issuer(tls), 60, "a certificate of the new authority")
+    wait_until(lambda: edge.health()["cloud"] == "connected", 20, "the edge to be connected")
+    late = deployment.join("edge", "late")  # tokens go on, too
+    assert len(pki.authorities(late.files()[0].read_bytes())) == 2
+    with connect(f"127.0.0.1:{cloud.ports['port']}", late, meter=LinkMeter("edge-cloud"), deadline_s=10) as channel:
+        status = FleetServiceStub(channel).FleetStatus(control_pb2.FleetStatusRequest())
+    assert [device.name for device in status.devices if device.alive] == ["cam"]
+    assert pids == (cloud.pid, edge.pid)

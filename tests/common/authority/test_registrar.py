@@ -272,3 +272,52 @@ def serial(issued: Issued) -> int:
 def revoked(registrar: Registrar, at: datetime = NOW) -> set[int]:
     lists, _ = registrar.lists(at)
     return {entry.serial_number for der in lists for entry in x509.load_der_x509_crl(der)}
+
+
+def test_the_authority_is_changed_with_an_overlap(registrar: Registrar, tmp_path: Path) -> None:
+    overlap = timedelta(days=7)
+    key = new_key()
+    before = registrar.enrol(registrar.issue_token("edge", "cam", NOW), csr.make(key, "cam"), NOW)
+    begins, ends = registrar.rotate(NOW, overlap)
+    assert (begins, ends) == (NOW + overlap, NOW + overlap + LIFETIME + GRACE)
+    with pytest.raises(ConfigError, match="is being changed"):
+        registrar.rotate(NOW + overlap + HOUR, overlap)
+    # At once both are trusted, and the old one still signs: whoever hears of it late is not shut out.
+    request = csr.make(key, "cam")
+    during = registrar.renew(before.certificate, request, csr.renewal_signature(key, request), NOW + HOUR)
+    assert issuer(during.certificate) == 1
+    old, new = registrar.known_to_all(NOW).certificate, pki.Authority.load(tmp_path / "ca", "ca-2").certificate
+    assert pki.authorities(during.authorities) == [old, new]
+    for late in (begins, begins + LIFETIME):
+        after = registrar.renew(before.certificate, request, csr.renewal_signature(key, request), late)
+        assert issuer(after.certificate) == 2
+        assert pki.authorities(after.authorities) == [new, old]
+        for bundle in (during.authorities, after.authorities):  # whoever has heard accepts both
+            pki.check(after.certificate, bundle, now=late)
+            pki.check(during.certificate, bundle, now=begins)
+        lists, _ = registrar.lists(late)
+        assert len(lists) == 2
+    assert pki.authorities(registrar.bundle(ends)) == [new]
+    assert registrar.known_to_all(ends).certificate == new
+    with pytest.raises(IdentityError, match="more than 30 days ago"):
+        registrar.renew(before.certificate, request, csr.renewal_signature(key, request), ends)
+    by_hand, bundle = registrar.enrol_by_hand("gate", "fog", ("h",), begins)
+    assert issuer(by_hand.cert_pem) == 2
+    assert registrar.rotate(ends, overlap)[0] == ends + overlap
+
+
+def test_an_authority_whose_key_is_known_ends_at_once(registrar: Registrar) -> None:
+    key = new_key()
+    before = registrar.enrol(registrar.issue_token("edge", "cam", NOW), csr.make(key, "cam"), NOW)
+    registrar.rotate(NOW, timedelta(days=7), compromised=True)
+    request = csr.make(key, "cam")
+    with pytest.raises(IdentityError, match="not of this authority"):
+        registrar.renew(before.certificate, request, csr.renewal_signature(key, request), NOW)
+    again = registrar.enrol(registrar.issue_token("edge", "cam", NOW), csr.make(new_key(), "cam"), NOW)
+    assert issuer(again.certificate) == 2
+    assert len(pki.authorities(again.authorities)) == 1
+
+
+def issuer(pem: bytes) -> int:
+    """Which of the authorities signed it."""
+    return 2 if "authority 2" in pki.inspect(pem).issuer else 1

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rpc_helpers import INSECURE, Images, Loop
 
-from fogline.common.errors import IdentityError
+from fogline.common.errors import UnavailableError
 from fogline.common.rpc.accounting import LinkMeter
 from fogline.common.rpc.channel import connect
 from fogline.common.rpc.gen import images_pb2, images_pb2_grpc
@@ -65,7 +65,7 @@ def test_over_a_connection(loop: Loop, certificates: Any, caplog: pytest.LogCapt
         with link("one") as first, link("two") as second, link("one") as restarted:
             stream = images_pb2_grpc.ImageServiceStub(first).Subscribe(images_pb2.SubscribeRequest(cursor=10**6))
             next(stream)
-            with pytest.raises(IdentityError, match=r"identity cam is connected from .*127.0.0.1"), translate():
+            with pytest.raises(UnavailableError, match=r"identity cam is connected from .*127.0.0.1"), translate():
                 images_pb2_grpc.ImageServiceStub(second).Hello(HELLO)
             images_pb2_grpc.ImageServiceStub(restarted).Hello(HELLO)
             stream.cancel()
@@ -75,7 +75,7 @@ def test_over_a_connection(loop: Loop, certificates: Any, caplog: pytest.LogCapt
                     with translate():
                         images_pb2_grpc.ImageServiceStub(second).Hello(HELLO)
                     break
-                except IdentityError:
+                except UnavailableError:
                     assert time.monotonic() < deadline
                     time.sleep(0.1)
     assert caplog.text.count("two agents have the identity cam") == 2
