@@ -14,6 +14,8 @@ import time
 from dataclasses import dataclass
 from typing import BinaryIO
 
+import msgspec
+
 from fogline.common import logs
 from fogline.common.boxes import Box
 from fogline.common.config import LogConfig
@@ -113,10 +115,12 @@ def _encode(encoder: ImageEncoder, request: messages.Encode, start: messages.Sta
             [(int(layer.kind), layer.codec, len(layer.payload)) for layer in image.layers],
             [state.digest for state in image.shared],
             as_is=one.coded is not None,
-            resized_bytes=len(encode_jpeg(one.source.pixels, RESIZED_QUALITY)),
         )
         judged = judged or (one.source, image)
     seconds = time.perf_counter() - began
+    for one in loaded:  # after the clock was read: it is no part of encoding
+        size = len(encode_jpeg(one.source.pixels, RESIZED_QUALITY))
+        results[one.item.content_id] = msgspec.structs.replace(results[one.item.content_id], resized_bytes=size)
     ordered = [results[item.content_id] for item in items]
     choices, trial_seconds = ([], 0.0) if planner is None else planner.news()
     found = None if judged is None else _judge(*judged, device)
@@ -129,8 +133,8 @@ def _judge(source: SourceImage, image: EncodedImage, device: str) -> tuple[float
 
     try:
         found = judge([source], [image], {state.digest: state.data for state in image.shared}, device)
-    except FoglineError as error:
-        log.warning("an image that was just encoded can't be judged: %s", error)
+    except Exception as error:  # the root of a measurement: the batch must not suffer from it
+        log.warning("an image that was just encoded can't be judged: %s", error, exc_info=True)
         return None
     return found.full, found.background, found.object
 
