@@ -55,7 +55,7 @@ demo: $(STAMP)
 test: lint unit
 
 unit: $(STAMP)
-	$(PYTEST) -q -m 'not slow and not gpu'
+	OMP_NUM_THREADS=1 $(PYTEST) -q -n logical --maxprocesses 4 --dist worksteal -m 'not slow and not gpu'
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
