@@ -1,6 +1,7 @@
 """Layers, references and records of `latent`, made without an encoder."""
 
 import hashlib
+from functools import cache
 
 import numpy as np
 import torch
@@ -26,7 +27,13 @@ def texture(width: int = W, height: int = H, seed: int = 0) -> np.ndarray:
 
 def reference(pixels: np.ndarray | None = None) -> bytes:
     pixels = texture() if pixels is None else pixels
-    return pack_picture(pixels.shape[1], pixels.shape[0], avif2.encode_payload(pixels, 90, full_chroma=False), [])
+    return _reference(pixels.tobytes(), pixels.shape[1], pixels.shape[0])
+
+
+@cache  # coding is most of what an example costs
+def _reference(data: bytes, width: int, height: int) -> bytes:
+    pixels = np.frombuffer(data, np.uint8).reshape(height, width, 3)
+    return pack_picture(width, height, avif2.encode_payload(pixels, 90, full_chroma=False), [])
 
 
 def plane(rows: int, columns: int, size: int, seed: int, density: float = 0.3, scale: float = 2.0) -> Plane:
@@ -58,7 +65,12 @@ def background(payload: bytes, size: tuple[int, int] = (W, H)) -> Layer:
     return Layer(LayerKind.BACKGROUND, Latent.number, 1, (0, 0, *size), 1.0, payload)
 
 
+@cache
+def coded(kind: LayerKind, width: int = W, height: int = H, seed: int = 0) -> bytes:
+    return pack(latents(kind, width, height, seed), kind)
+
+
 def thing(region: tuple[int, int, int, int], seed: int = 0) -> Layer:
     """An object with motion and coefficients."""
-    made = latents(LayerKind.OBJECT, region[2], region[3], seed)
-    return Layer(LayerKind.OBJECT, Latent.number, 1, region, 1.0, pack(made, LayerKind.OBJECT))
+    data = coded(LayerKind.OBJECT, region[2], region[3], seed)
+    return Layer(LayerKind.OBJECT, Latent.number, 1, region, 1.0, data)

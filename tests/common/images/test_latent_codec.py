@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from latent_sets import CPU, WHOLE, H, W, background, latents, plane, record, reference, texture
+from latent_sets import CPU, WHOLE, H, W, background, coded, latents, plane, record, reference, texture
 from PIL import Image
 
 from fogline.common.errors import FormatError
@@ -353,9 +353,9 @@ def test_hostile_payloads_are_refused(payload: bytes, message: str) -> None:
 @settings(max_examples=150, deadline=None)
 @given(st.data())
 def test_a_flipped_bit_is_refused_or_decodes_to_a_picture(data: st.DataObject) -> None:
-    payload = pack(latents(LayerKind.BACKGROUND), LayerKind.BACKGROUND)
-    at = data.draw(st.integers(0, 8 * len(payload) - 1))
-    bad = bytearray(payload)
+    whole = coded(LayerKind.BACKGROUND)
+    at = data.draw(st.integers(0, 8 * len(whole) - 1))
+    bad = bytearray(whole)
     bad[at // 8] ^= 1 << at % 8
     layer = background(bytes(bad))
     shared = SharedBlobs.of({b"d" * 32: reference()})

@@ -1,19 +1,19 @@
 """Views, objects and damaged parts of `latent` records: what is shown is a part of the whole frame, or refused."""
 
 from dataclasses import replace
+from functools import cache
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from latent_sets import H, W, background, latents, record, reference, texture, thing
+from latent_sets import H, W, background, coded, record, reference, texture, thing
 
 from fogline.common.errors import FormatError
 from fogline.common.images import avif2
 from fogline.common.images.codec import SharedBlobs
 from fogline.common.images.decode import BatchDecoder, PreparedImage
-from fogline.common.images.latent_payload import pack
 from fogline.common.images.latent_picture import pack_picture
 from fogline.common.images.record import LayerKind
 from fogline.common.images.shared_cache import SharedCache
@@ -25,8 +25,10 @@ CLOSE = 1e-4  # of 1: far below half a grey level; positions are float32
 def image(
     decoder: BatchDecoder, regions: list[tuple[int, int, int, int]], size: tuple[int, int] = (W, H), seed: int = 0
 ) -> PreparedImage:
-    payload = pack(latents(LayerKind.BACKGROUND, *size, seed), LayerKind.BACKGROUND)
-    layers = [background(payload, size), *(thing(region, seed + i) for i, region in enumerate(regions))]
+    layers = [
+        background(coded(LayerKind.BACKGROUND, *size, seed), size),
+        *(thing(region, seed + i) for i, region in enumerate(regions)),
+    ]
     return decoder.prepare(*record(layers, [reference(texture(*size))], size))
 
 
@@ -89,10 +91,10 @@ def test_a_camera_that_changes_its_resolution_decodes_in_one_batch() -> None:
         assert torch.equal(decoder.decode([made], (40, 30))[0], shown)
 
 
-def refused_or_shown(payload: bytes, blob: bytes) -> None:
+def refused_or_shown(bad: bytes, blob: bytes) -> None:
     """An object's payload and a reference, one of them damaged, are refused, or decode to some picture."""
     decoder, whole = BatchDecoder(), thing((11, 5, 21, 17))
-    layers = [background(pack(latents(LayerKind.BACKGROUND), LayerKind.BACKGROUND)), replace(whole, payload=payload)]
+    layers = [background(coded(LayerKind.BACKGROUND)), replace(whole, payload=bad)]
     try:
         shown = decoder.decode([decoder.prepare(*record(layers, [blob]))])
     except FormatError:
@@ -114,6 +116,7 @@ def test_a_flipped_bit_in_an_object(data: st.DataObject) -> None:
     refused_or_shown(flip(data, thing((11, 5, 21, 17)).payload), reference())
 
 
+@cache
 def with_crops() -> bytes:
     pixels = texture()
     crops = [
