@@ -70,6 +70,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--seeds", type=int, default=1, metavar="K", help="trainings to compare (default: 1)")
     parser.add_argument("--no-train-compare", action="store_true", help="skip training on source and on decoded images")
+    parser.add_argument("--no-codec-compare", action="store_true", help="skip sending a few frames through every codec")
     parser.add_argument("--keep", action="store_true", help="keep the processes' state under OUT/state")
 
 
@@ -226,6 +227,7 @@ class _Run:
             seeds=range(arguments.seeds),
             train_steps=self.steps,
             compare_training=not arguments.no_train_compare and self.steps > 0,
+            compare_codecs=not arguments.no_codec_compare,
             refused=[str(error) for sequence in self.source.sequences for error in sequence.refused],
             seconds=self.seconds,
         )

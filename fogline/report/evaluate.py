@@ -48,6 +48,7 @@ class Options:
     seeds: Sequence[int]
     train_steps: int
     compare_training: bool
+    compare_codecs: bool
     refused: Sequence[str]
     seconds: dict[str, float] = field(default_factory=dict)  # of the phases before; the evaluation adds its own
 
@@ -69,9 +70,12 @@ def evaluate(cluster: Cluster, tracks: Mapping[str, Track], options: Options, te
         shown = _exhibits(decoder, received, scores)
         rate = decode_rate(decoder, received)
     encode = encode_speed(stats, _encoder_device(cluster.supervisor.children["fog"].spec.log))
-    with _timed(options, "the same frames through every codec"):
-        parts = parts_of(records, shared)
-        trials, strips = _trials(received, parts, decoder, cluster, encode.images_per_s, tell)
+    trials: list[Trial] = []
+    strips: list[list[Panel]] = []
+    if options.compare_codecs:
+        with _timed(options, "the same frames through every codec"):
+            parts = parts_of(records, shared)
+            trials, strips = _trials(received, parts, decoder, cluster, encode.images_per_s, tell)
     comparison: Comparison | None = None
     if not plan.trainable:
         tell("nothing is trained: no shared frame has a box, or no held-out one")

@@ -15,6 +15,8 @@ from tests.e2e.conftest import Up
 
 pytestmark = pytest.mark.timeout(420)  # half a minute each on two quiet cores; this is for crowded ones
 
+# What one run shows for all: codecs beside each other and training beside source cost far more than the job.
+ALONE = ("--no-train-compare", "--no-codec-compare")
 SCHEMA = {
     "schema": None,
     "devices": None,
@@ -140,20 +142,20 @@ def test_siren(fogline_up: Callable[..., Up], tiny_clip: list[Path]) -> None:
         0,
         "--train-edges",
         0,
-        "--no-train-compare",
+        *ALONE,
     )
     assert done.code == 0, done.text
     report = done.report
     assert report["codec"] == {"name": "siren", "params": {"steps": 30, "object_steps": 20}}
     assert (report["images"], report["images_lost"], report["images_duplicated"]) == (7, 0, 0)
     assert report["training"] is None
+    assert report["extra"]["codecs_on_same_frames"] == []
 
 
 def test_latent_shares_reference_pictures(fogline_up: Callable[..., Up], tiny_clip: list[Path]) -> None:
     data = [word for folder in tiny_clip for word in ("--data", folder)]
     done = fogline_up(
-        *data, "--edges", 3, "--image-codec", "latent", "--width", 96, "--fps", 0, "--train-edges", 0,
-        "--no-train-compare",
+        *data, "--edges", 3, "--image-codec", "latent", "--width", 96, "--fps", 0, "--train-edges", 0, *ALONE,
     )  # fmt: skip
     assert done.code == 0, done.text
     report = done.report
@@ -169,8 +171,7 @@ def test_nerv_shares_networks(fogline_up: Callable[..., Up], tiny_clip: list[Pat
     data = [word for folder in tiny_clip for word in ("--data", folder)]
     params = [word for pair in ("steps=40", "channels=4", "group_wait_s=1") for word in ("--codec-param", pair)]
     done = fogline_up(
-        *data, "--edges", 3, "--image-codec", "nerv", *params, "--width", 96, "--fps", 0, "--train-edges", 0,
-        "--no-train-compare",
+        *data, "--edges", 3, "--image-codec", "nerv", *params, "--width", 96, "--fps", 0, "--train-edges", 0, *ALONE,
     )  # fmt: skip
     assert done.code == 0, done.text
     report = done.report
@@ -183,8 +184,7 @@ def test_auto(fogline_up: Callable[..., Up], tiny_clip: list[Path]) -> None:
     data = [word for folder in tiny_clip for word in ("--data", folder)]
     params = [word for pair in ("object_db=33", "max_encode_s=60", "trial_after=1") for word in ("--codec-param", pair)]
     done = fogline_up(
-        *data, "--edges", 3, "--image-codec", "auto", *params, "--width", 96, "--fps", 0, "--train-edges", 0,
-        "--no-train-compare",
+        *data, "--edges", 3, "--image-codec", "auto", *params, "--width", 96, "--fps", 0, "--train-edges", 0, *ALONE,
     )  # fmt: skip
     assert done.code == 0, done.text
     report = done.report
@@ -212,7 +212,7 @@ def test_coded_uplinks(fogline_up: Callable[..., Up], tiny_clip: list[Path], upl
     data = [word for folder in tiny_clip for word in ("--data", folder)]
     done = fogline_up(
         *data, "--edges", 3, "--image-codec", "avif2", "--uplink", uplink, "--width", 96, "--fps", 0,
-        "--train-edges", 0, "--no-train-compare",
+        "--train-edges", 0, *ALONE,
     )  # fmt: skip
     assert done.code == 0, done.text
     report = done.report
