@@ -82,9 +82,9 @@ def announce_ready(*, metrics_port: int, port: int | None = None, tensors_port: 
     """
     ports = {"metrics_port": metrics_port} | ({"port": port} if port is not None else {})
     ports |= {"tensors_port": tensors_port} if tensors_port is not None else {}
+    notify.notify(READY=1)  # first: whoever reads the line may stop us at once, and that is told at once
     sys.stdout.write(f"ready {json.dumps(ports)}\n")
     sys.stdout.flush()
-    notify.notify(READY=1)
 
 
 def stop_event() -> threading.Event:
