@@ -23,9 +23,9 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HostProcess]:
-    """A tail host that tests of a module share; none of them ends it."""
+    """A tail host that tests share, since its start takes seconds; none of them ends it."""
     made = HostProcess(tmp_path_factory.mktemp("host"))
     yield made
     made.stop()
