@@ -10,6 +10,8 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 # make demo TORCH_INDEX='--index-url https://download.pytorch.org/whl/cpu'
 TORCH_INDEX ?=
 PYTEST := $(BIN)/python -m pytest
+# Processes that run the quick tests. One more than two cores can keep busy, since half of the time is waiting.
+TESTERS ?= 3
 # The contract as released, which a change must not break. To break it on purpose, delete this file and `make proto`.
 BASELINE := proto/baseline.json
 
@@ -55,7 +57,7 @@ demo: $(STAMP)
 test: lint unit
 
 unit: $(STAMP)
-	OMP_NUM_THREADS=1 $(PYTEST) -q -n logical --maxprocesses 4 --dist worksteal -m 'not slow and not gpu'
+	OMP_NUM_THREADS=1 $(PYTEST) -q -n $(TESTERS) --dist worksteal -m 'not slow and not gpu'
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
