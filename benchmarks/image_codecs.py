@@ -4,7 +4,8 @@ Each tracking sequence at its native size up to a width of 640, through every co
 of an image include its part of the shared state, at the background PSNR that `avif2`'s default gives, with objects of
 at least 35 dB. Asked: `latent` at most 0.9 times the bytes of `avif2` on the median sequence, better 0.4.
 
-    python -m fogline.benchmarks.image_codecs --data DIR [--codecs a,b] [--sequences a,b] [--frames N] [--json FILE]
+    python -m fogline.benchmarks.image_codecs --data DIR [--codecs a,b] [--sequences a,b] [--frames N]
+        [--coarsest CODEC=N] [--json FILE]
 
 The network gain is arithmetic with these bytes: ten devices, each image to nine others, all bytes up once and down
 nine times. A codec's gain against `avif2` under the same uplink is (u + 9 a) / (u + 9 b), u the bytes of an upload in
@@ -56,6 +57,7 @@ def main() -> None:
     parser.add_argument("--codecs", default=",".join(CODECS))
     parser.add_argument("--sequences", default=",".join(SEQUENCES))
     parser.add_argument("--frames", type=int, help="only the first so many of each sequence")
+    parser.add_argument("--coarsest", action="append", default=[], metavar="CODEC=N", help="only N backgrounds of it")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--plot", type=Path)
@@ -63,6 +65,7 @@ def main() -> None:
     codecs = options.codecs.split(",")
     if REFERENCE not in codecs:
         parser.error(f"--codecs {options.codecs}: everything is held against {REFERENCE}; name it too")
+    coarsest = {codec: int(count) for codec, count in (pair.split("=", 1) for pair in options.coarsest)}
     check(codecs, options.device)
     tell, results = Tell(), Results(WIDTH, OBJECT_DB, options.device)
     uploads: dict[str, dict[str, float]] = {}
@@ -71,7 +74,7 @@ def main() -> None:
         path = options.data / name
         folder = load(load_sequence(path), path, WIDTH, options.frames, tell.line)
         results.folders.append(Summary.of(folder))
-        points = list(run(folder, codecs, options.device, tell))
+        points = list(run(folder, codecs, options.device, tell, coarsest=coarsest))
         results.points += points
         if compared := equal.compare(points, REFERENCE, OBJECT_DB):
             results.equal.append(compared)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -40,14 +40,22 @@ def check(codecs: Sequence[str], device: str) -> None:
 
 
 def run(
-    folder: Folder, codecs: Sequence[str], device: str, tell: Tell, view: tuple[int, int] | None = None
+    folder: Folder,
+    codecs: Sequence[str],
+    device: str,
+    tell: Tell,
+    view: tuple[int, int] | None = None,
+    coarsest: Mapping[str, int] | None = None,
 ) -> Iterator[Point]:
     """Measure a folder. With `view`, a size, the points of the middle of each ladder keep their decoded images.
+
+    Of a codec in `coarsest` only so many of its backgrounds are measured, from the coarsest on.
 
     A codec that fails at a setting gives a point with the error, and the rest goes on.
     """
     for codec in codecs:
-        rungs = list(grid(codec).rungs())
+        rows = (coarsest or {}).get(codec)
+        rungs = [rung for rung in grid(codec).rungs() if rows is None or rung[0] < rows]
         shown = {(row, column) for row, column, _ in grid(codec).middle()}
         for number, (row, column, params) in enumerate(rungs, 1):
             name = f"{folder.name}: {codec} {number} of {len(rungs)} ({describe(params)})"
