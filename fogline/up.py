@@ -48,7 +48,12 @@ class Source:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the command line."""
     parser.add_argument(
-        "--data", action="append", type=Path, default=[], metavar="DIR", help="annotated sequence (OTB, VOC); again"
+        "--data",
+        action="append",
+        type=Path,
+        default=[],
+        metavar="DIR",
+        help="annotated sequence (OTB, COCO, VOC, YOLO); again",
     )
     parser.add_argument("--edges", type=int, help="edge agents, each a camera (default: 3, or one per sequence)")
     parser.add_argument("--image-codec", choices=CODECS, default="siren", help="how the fog node encodes images")
