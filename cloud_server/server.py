@@ -18,7 +18,7 @@ from fogline.common.metrics import DEVICE_ROLES, CloudMetrics
 from fogline.common.rpc.accounting import LinkMeter
 from fogline.common.rpc.gen import control_pb2_grpc
 from fogline.common.rpc.presence import Presence
-from fogline.common.rpc.server import aio_server
+from fogline.common.rpc.server import RpcServer, aio_server
 from fogline.common.tails.config import TailHostConfig
 from fogline.common.tails.supervisor import TailHostProcess, check
 
@@ -36,7 +36,12 @@ async def serve(config: CloudConfig) -> None:
     _connect(metrics, registry, models)
     presence = Presence(hold_s=MISSES * config.heartbeat_ms / 1000)
     state = {"ok": False}
-    web, metrics_port = metrics.serve(config.metrics, lambda: state, data_dir=config.data_dir, tls=config.tls)
+    servers: list[RpcServer] = []
+
+    def health() -> dict[str, object]:
+        return {**state, "certificates": next((one.trouble for one in servers), "") or "fresh"}
+
+    web, metrics_port = metrics.serve(config.metrics, health, data_dir=config.data_dir, tls=config.tls)
     try:
         server, port = await aio_server(
             config.listen,
@@ -60,6 +65,7 @@ async def serve(config: CloudConfig) -> None:
                 raise
             tensors_port, watching = tails.port, asyncio.create_task(tails.run(stop))
         await server.set_ready(True)
+        servers.append(server)
         state["ok"] = True
         process.announce_ready(port=port, metrics_port=metrics_port, tensors_port=tensors_port)
         log.info("serving", extra={"port": port, "metrics_port": metrics_port, "data_dir": str(config.data_dir)})

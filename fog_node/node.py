@@ -166,6 +166,7 @@ class _Node:
                 "subscribers": self._service.subscribers,
                 "images": counts,
                 "store": trouble or "open",
+                "certificates": server.trouble or "fresh",
             } | ({} if self._tails is None else {"tails": self._tails.state})
             watchdog.beat(f"encoder {encoder}" + (f"; {trouble}" if trouble else ""))
             if counts:

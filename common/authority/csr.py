@@ -52,13 +52,14 @@ def read(der: bytes) -> Wanted:
         key = csr.public_key()
         extensions = list(csr.extensions)
         subject = list(csr.subject)
-        sound = csr.is_signature_valid
+        ours = isinstance(key, ec.EllipticCurvePublicKey) and isinstance(key.curve, ec.SECP256R1)
+        sound = ours and csr.is_signature_valid  # strangers choose other keys for what they cost to verify
     except (ValueError, TypeError, UnsupportedAlgorithm, InvalidSignature, x509.DuplicateExtension) as error:
         raise ProtocolError(f"{len(der)} bytes that are not a certificate request: {error}") from error
+    if not isinstance(key, ec.EllipticCurvePublicKey) or not ours:
+        raise IdentityError("the certificate request is not for an ECDSA key on P-256; `fogline join` makes one")
     if not sound:
         raise IdentityError("the certificate request is not signed with the key that it names; make it anew")
-    if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP256R1):
-        raise IdentityError("the certificate request is not for an ECDSA key on P-256; `fogline join` makes one")
     if len(subject) != 1 or subject[0].oid != NameOID.COMMON_NAME:
         raise IdentityError("the subject of a certificate request is one common name, the device's, and nothing else")
     name = str(subject[0].value)

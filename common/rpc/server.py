@@ -51,7 +51,7 @@ class RpcServer:
         self, server: grpc.aio.Server, monitor: Any, names: Sequence[str], guard: Guard, keeper: Keeper | None
     ) -> None:
         self._server, self._health, self._names = server, monitor, names
-        self._keeper = keeper
+        self._keeper, self._guard = keeper, guard
         self._sweeping = asyncio.create_task(guard.run())
 
     @property
