@@ -58,10 +58,10 @@ def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]
         stack.callback(cluster.stop)
         cluster.start()
         ports = {name: child.ready.metrics_port for name, child in cluster.supervisor.children.items() if child.ready}
-        tail = stack.enter_context(_process(folder, environment, *_tail_host(folder)))
+        tail = stack.enter_context(_Program(folder, environment, *_tail_host(folder)))
         announced = json.loads(tail.line().removeprefix("ready "))
         program = stack.enter_context(
-            _process(folder, environment, str(HERE / "split_program.py"), f"127.0.0.1:{announced['port']}")
+            _Program(folder, environment, str(HERE / "split_program.py"), f"127.0.0.1:{announced['port']}")
         )
         targets = {
             "cloud": [ports["cloud"]],
@@ -87,7 +87,7 @@ def _tail_host(folder: Path) -> tuple[str, ...]:
     return "-m", "fogline", "split", "serve", "--config", str(path)
 
 
-class _process:
+class _Program:
     """A Python process with our package and the tests' own on its path; its stdin ends with the context."""
 
     def __init__(self, folder: Path, environment: dict[str, str], *arguments: str) -> None:
@@ -104,7 +104,7 @@ class _process:
         assert line, Path(self.log.name).read_text()[-3000:]
         return line
 
-    def __enter__(self) -> _process:
+    def __enter__(self) -> _Program:
         return self
 
     def __exit__(self, *error: object) -> None:

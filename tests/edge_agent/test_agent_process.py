@@ -101,6 +101,11 @@ def test_two_edges_share_over_mtls_without_torch_and_stop_in_time(
         assert "fogline_healthy 1.0" in metrics
         published = get(fog.ports["metrics_port"], "/metrics")
         assert 'fogline_quality_db_count{area="object"}' in published
+        both = sum(path.stat().st_size for seq in ("seq1", "seq2") for path in (tmp_path / seq).rglob("*.jpg"))
+        assert f'fogline_taken_bytes_total{{form="original"}} {float(both)}' in published
+        records = re.findall(r'fogline_record_bytes_total{codec="jpeg2",layer="\w+"} ([0-9.e+]+)', published)
+        assert sum(map(float, records)) == sum(n.health()["library"]["bytes"] for n in (one, two))
+        assert re.search(r"fogline_resized_bytes_total [1-9]", published)
         done = "fogline_encode_queue_age_seconds 0.0"
         until(lambda: done in get(fog.ports["metrics_port"], "/metrics"), 10)
         for node in (one, two):
