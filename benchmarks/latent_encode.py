@@ -6,7 +6,7 @@ The first frames of each tracking sequence, at native size up to a width of 640,
 The first batch is not timed; all that follow are, with the references that come due in them. Every repeat starts anew,
 with the same frames. Asked: 5 images/s at 640x360 on two cores, better 20.
 
-Output, schema 1: `sequences[]` has `sequence`, `size`, `images` (timed), `references` (made in the time), `record_bytes`
+Output, schema 1: `sequences[]` has `sequence`, `size`, `images` (timed), `references` (made in it), `record_bytes`
 (mean of payloads), `images_per_s` (median over the repeats), `repeats` (each one's), `cpu_s_per_image`, `cores_busy`
 (with this work) and `cores_taken` (by all else on the machine): a rate is that of a free machine only where the last is
 near zero. `targets.latent_encode_640x360` is the slowest sequence of that size.

@@ -95,7 +95,8 @@ def run(folders: Sequence[Path], codec: str, uplink: str, out: Path, options: ar
     """Run the job once and return its report."""
     command = [sys.executable, "-m", "fogline", "up", "--edges", str(options.edges), "--image-codec", codec]
     command += ["--uplink", uplink, "--width", str(options.width), "--fps", str(options.fps), "--train-steps", "0"]
-    command += ["--train-fraction", str(TRAIN_FRACTION), "--no-train-compare", "--keep", "--out", str(out)]
+    command += ["--train-fraction", str(TRAIN_FRACTION), "--no-train-compare", "--no-codec-compare"]
+    command += ["--keep", "--out", str(out)]
     for folder in folders:
         command += ["--data", str(folder)]
     for pair in options.codec_param:

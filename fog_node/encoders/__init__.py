@@ -12,6 +12,8 @@ from fogline.common.errors import ConfigError
 from fogline.common.images.codec import ImageEncoder
 
 ENCODERS = ("siren", "latent", "nerv", "jpeg2", "avif2")
+# Of which a few frames say something: not of `nerv`, which trains for minutes and whose network pays over many frames.
+TRIED_ON_FEW = tuple(name for name in ENCODERS if name != "nerv")
 CHOICES = (*ENCODERS, "auto")  # what a user may ask for
 
 

@@ -20,7 +20,7 @@ from fogline.common.images.record import ImageRecord
 from fogline.deploy.local.cluster import Cluster
 from fogline.deploy.local.job import Track
 from fogline.deploy.local.plan import Plan, PlannedImage
-from fogline.fog_node.encoders import ENCODERS
+from fogline.fog_node.encoders import TRIED_ON_FEW
 from fogline.fog_node.stats import ChoiceStats, ImageStats, read_choices, read_images
 from fogline.report import exhibits, traffic
 from fogline.report.charts import Curve
@@ -73,7 +73,7 @@ def evaluate(cluster: Cluster, tracks: Mapping[str, Track], options: Options, te
     trials: list[Trial] = []
     strips: list[list[Panel]] = []
     if options.compare_codecs:
-        with _timed(options, "the same frames through every codec"):
+        with _timed(options, "the same frames through other codecs"):
             parts = parts_of(records, shared)
             trials, strips = _trials(received, parts, decoder, cluster, encode.images_per_s, tell)
     comparison: Comparison | None = None
@@ -169,14 +169,14 @@ def _trials(
     encode_rate: float | None,
     tell: Callable[[str], None],
 ) -> tuple[list[Trial], list[list[Panel]]]:
-    """This run's codec and all others on a few frames of one camera."""
+    """This run's codec and others on a few frames of one camera."""
     settings = cluster.settings
     sample = in_a_row(received, _TRIAL_FRAMES)
     if not sample:
         return [], []
     frames = [image.captured for image in sample]
     trials = [trial_of_this_run(settings.codec, settings.codec_params, sample, decoder, encode_rate, parts)]
-    for codec in ENCODERS:
+    for codec in TRIED_ON_FEW:
         if codec != settings.codec:
             tell(f"the same {len(frames)} frames through {codec}")
             trials.append(trial(frames, settings.width, codec, {}))
