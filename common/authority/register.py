@@ -170,6 +170,22 @@ def add_certificate(
     db.execute("INSERT OR IGNORE INTO certificates VALUES (?, ?, ?, ?, ?, NULL)", row)
 
 
+def valid_certificates(db: sqlite3.Connection, name: str, now: int) -> int:
+    """How many certificates of a device are good now."""
+    query = "SELECT count(*) FROM certificates WHERE name = ? AND not_after > ? AND revoked_at IS NULL"
+    return int(db.execute(query, (name, now)).fetchone()[0])
+
+
+def forget_certificates(db: sqlite3.Connection, name: str, ended_before: int) -> None:
+    """Drop what ended long ago, but for the last of each key, which tells whose it is, and for what was revoked."""
+    db.execute(
+        "DELETE FROM certificates WHERE name = ? AND not_after < ? AND revoked_at IS NULL AND EXISTS (SELECT 1 FROM"
+        " certificates n WHERE n.name = certificates.name AND n.key = certificates.key"
+        " AND n.not_after > certificates.not_after)",
+        (name, ended_before),
+    )
+
+
 def revoke(db: sqlite3.Connection, name: str, now: int, keep_key: bytes = b"") -> int:
     """Revoke what a device has, but for certificates of one key; how many were still valid and not yet revoked."""
     count = db.execute(

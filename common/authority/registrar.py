@@ -23,7 +23,7 @@ from fogline.common.authority import csr as requests
 from fogline.common.authority import register, token
 from fogline.common.authority.register import Generation, Token
 from fogline.common.database import Database
-from fogline.common.errors import ConfigError, IdentityError
+from fogline.common.errors import CapacityError, ConfigError, IdentityError
 from fogline.common.pki import Authority, Enrolment, Identity, Role
 
 # Renewed at two thirds of it: the service may be away for two days and more before anybody notices. What ends a stolen
@@ -34,6 +34,7 @@ GRACE = timedelta(days=30)
 LIST_LIFETIME = timedelta(days=7)
 LIST_AGE = timedelta(hours=1)  # signed anew then, though nothing changed
 MAX_USES = 100_000
+MAX_VALID = 50  # certificates of one device at a time; one that is well has two
 MAX_EXPIRY = timedelta(days=366)
 
 
@@ -297,6 +298,12 @@ class Registrar:
         key: ec.EllipticCurvePublicKey,
         now: datetime,
     ) -> Issued:
+        register.forget_certificates(db, who.name, _seconds(now - GRACE))
+        if register.valid_certificates(db, who.name, _seconds(now)) >= MAX_VALID:
+            raise CapacityError(
+                f"{who.name} has {MAX_VALID} certificates that are good, and asks for another; find out why it can't "
+                "keep the new ones (is its folder full or read-only?), and try again when some have ended"
+            )
         signer = self._signer(db, now)
         try:
             pem = self._key(signer).certify(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
+import time
 from collections.abc import Callable
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -16,7 +18,7 @@ from fogline.common import pki, process
 from fogline.common.authority import csr
 from fogline.common.authority.registrar import Registrar
 from fogline.common.config import MetricsConfig, TlsConfig
-from fogline.common.errors import ProtocolError
+from fogline.common.errors import FoglineError, ProtocolError
 from fogline.common.metrics import Metrics
 from fogline.common.rpc.accounting import LinkMeter
 from fogline.common.rpc.gen import authority_pb2 as pb
@@ -28,6 +30,7 @@ log = logging.getLogger(__name__)
 
 MAX_MESSAGE = 64 << 10  # bytes of a request: a request for a certificate has about 500
 PARALLEL = 4  # requests that are judged at once; others wait
+LOOK_S = 1.0  # how often the register is asked whether that is still of the right authority
 SERVING = timedelta(days=2)  # of our own certificate, which is made anew after half of it
 
 
@@ -68,20 +71,33 @@ class _Serving:
 
     def __init__(self, registrar: Registrar) -> None:
         self._registrar = registrar
+        self._lock = threading.Lock()
         self._held: tuple[datetime, bytes, Material] | None = None  # until when, of which authority
+        self._looked = float("-inf")
 
     def __call__(self) -> Material:
-        now = _now()
+        with self._lock:
+            if self._held is None or time.monotonic() - self._looked > LOOK_S:
+                try:
+                    self._held = self._fresh(_now())
+                except FoglineError as error:
+                    if self._held is None:
+                        raise
+                    log.error("the service's own certificate can't be looked after: %s", error)
+                self._looked = time.monotonic()
+            assert self._held is not None
+            return self._held[2]
+
+    def _fresh(self, now: datetime) -> tuple[datetime, bytes, Material]:
         signer = self._registrar.known_to_all(now)
         authority = signer.certificate_pem
-        if self._held is None or now >= self._held[0] or authority != self._held[1]:
-            made = signer.serving(SERVING)
-            # The authority goes along, for devices that know no more of it than its hash.
-            chain = made.cert_pem + authority
-            size = len(x509.load_pem_x509_certificate(made.cert_pem).public_bytes(Encoding.DER))
-            own = Material(authority, chain, made.key_pem, size, Path(), Path())
-            self._held = now + SERVING / 2, authority, own
-        return self._held[2]
+        if self._held is not None and now < self._held[0] and authority == self._held[1]:
+            return self._held
+        made = signer.serving(SERVING)
+        # The authority goes along, for devices that know no more of it than its hash.
+        chain = made.cert_pem + authority
+        size = len(x509.load_pem_x509_certificate(made.cert_pem).public_bytes(Encoding.DER))
+        return now + SERVING / 2, authority, Material(authority, chain, made.key_pem, size, Path(), Path())
 
 
 async def serve(folder: Path, listen: str, lifetime: timedelta, metrics_config: MetricsConfig) -> None:

@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 
 from fogline.common import pki
 from fogline.common.authority import csr
-from fogline.common.authority.registrar import GRACE, LIFETIME, Issued, Registrar
-from fogline.common.errors import ConfigError, FoglineError, IdentityError, ProtocolError
+from fogline.common.authority.registrar import GRACE, LIFETIME, MAX_VALID, Issued, Registrar
+from fogline.common.errors import CapacityError, ConfigError, FoglineError, IdentityError, ProtocolError
 from fogline.common.pki import Identity
 
 NOW = datetime.now(timezone.utc).replace(microsecond=0)
@@ -263,6 +263,25 @@ def test_a_secret_is_nowhere_on_disk(registrar: Registrar, tmp_path: Path) -> No
     registrar.close()
     for path in (tmp_path / "ca").iterdir():
         assert secret.encode() not in path.read_bytes(), path
+
+
+def test_a_device_that_renews_without_end_is_held_up(registrar: Registrar) -> None:
+    key = new_key()
+    held = registrar.enrol(registrar.issue_token("edge", "cam", NOW), csr.make(key, "cam"), NOW).certificate
+    request = csr.make(key, "cam")
+    signature = csr.renewal_signature(key, request)
+    for _ in range(MAX_VALID - 1):
+        registrar.renew(held, request, signature, NOW)
+    with pytest.raises(CapacityError, match="read-only"):
+        registrar.renew(held, request, signature, NOW)
+    later = NOW + LIFETIME + HOUR
+    assert pki.inspect(registrar.renew(held, request, signature, later).certificate).not_after == later + LIFETIME
+    # What is forgotten of them is not whose the key is.
+    much_later = later + LIFETIME + GRACE + HOUR
+    any_name = registrar.issue_token("edge", "*", much_later)
+    assert pki.identity(registrar.enrol(any_name, request, much_later).certificate).name == "cam"
+    registrar.revoke("cam", much_later)
+    assert len(revoked(registrar, much_later)) == 1
 
 
 def serial(issued: Issued) -> int:
