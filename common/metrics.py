@@ -203,6 +203,9 @@ class FogMetrics(Metrics):
         )
         self.auto_trial_seconds = self._counter("fogline_auto_trial_seconds", "Seconds of encoding spent on trials")
         self.published_head = self._gauge("fogline_published_head", "Newest published cursor")
+        self.expired_records = self._counter(
+            "fogline_expired_records", "Published records deleted by age or for want of room"
+        )
         self.subscribers = self._gauge("fogline_subscribers", "Open subscriptions")
 
 

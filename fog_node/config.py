@@ -75,6 +75,16 @@ class UplinkConfig(Config, frozen=True):
         return Form.ORIGINAL if keep_sources or not smallest else Form.of(smallest[0])
 
 
+class RetentionConfig(Config, frozen=True):
+    """When published records are deleted. A device that was away so long never receives them."""
+
+    max_age_s: Annotated[float, Meta(ge=0, description="Seconds after publication; 0: kept for ever")] = 0.0
+    when_full: Annotated[
+        Literal["wait", "delete-oldest"],
+        Meta(description="A full store has uploads wait at the edges, or deletes its oldest records"),
+    ] = "wait"
+
+
 class FogConfig(Config, frozen=True):
     """A fog node: takes images from edge agents, compresses them and publishes the records to other edges."""
 
@@ -88,6 +98,7 @@ class FogConfig(Config, frozen=True):
     capacity_bytes: Annotated[
         Annotated[int, Meta(ge=1 << 20)] | None, Meta(description="Quota of the store; null: the disk")
     ] = None
+    retention: RetentionConfig = RetentionConfig()
     width: Annotated[int, Meta(ge=16, le=8192, description="Coded width in pixels; smaller frames keep theirs")] = 320
     keep_sources: Annotated[bool, Meta(description="Keep uploads after encoding while there is room")] = True
     uplink: UplinkConfig = UplinkConfig()

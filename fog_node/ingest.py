@@ -100,7 +100,8 @@ class Ingest:
             if await self._store.names(claim.digest, claim.content_id):  # last: what is stored is named, then released
                 kind = InputError if claim.form is Form.ORIGINAL else FormError
                 raise kind(f"digest {claim.digest.hex()[:16]}… is of something else that this fog node holds")
-            await self._store.make_room(sum(other.size for other in others) + claim.size)
+            arriving = {claim.digest, *(other.digest for other in others)}
+            await self._store.make_room(sum(other.size for other in others) + claim.size, arriving)
             if not await self._store.arriving(claim.digest, claim.tenant):
                 await self._store.discard(claim.digest)  # what another tenant sent of it is no help to this one
             self._promised[ticket] = claim
@@ -159,6 +160,14 @@ class Ingest:
         """Drop what unfinished uploads left behind whose devices don't come back: it takes up room."""
         await asyncio.to_thread(self._store.blobs.drop_partials, PARTIAL_IDLE_S)
         await self._store.forget_arriving(PARTIAL_IDLE_S)
+
+    async def expire(self, before_us: int) -> None:
+        """Delete every record that was published before a time, a few at once, so that uploads need not wait."""
+        deleted = 1
+        while deleted:
+            async with self._promising:
+                arriving = {claim.digest for claim in self._promised.values()}
+                deleted = await self._store.expire(before_us, arriving)
 
     def _held(self, claim: Claim) -> int:
         # A whole blob without a row: we were killed, or ran out of disk, between the two.

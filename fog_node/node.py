@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from fogline.common import addresses, notify, pki, process
+from fogline.common.clock import now_us
 from fogline.common.errors import ConfigError, FoglineError
 from fogline.common.images.forms import Form
 from fogline.common.instance import instance
@@ -33,6 +34,7 @@ from fogline.fog_node.store import QueuedImage, Store
 log = logging.getLogger(__name__)
 
 STATE_S = 0.5  # how often gauges and health are brought up to date
+EXPIRE_S = 60.0  # how often records that are too old are looked for, at most
 SWEEP_S = 600.0  # how often abandoned uploads are looked for
 LEAVE_S = 3.0  # for the cloud server to hear that we end
 
@@ -47,7 +49,8 @@ async def serve(config: FogConfig) -> None:
     check(config.encoder)
     tails = _tails(config, me)
     stop = process.aio_stop_event()
-    store = Store(config.data_dir, config.capacity_bytes)
+    delete_oldest = config.retention.when_full == "delete-oldest"
+    store = Store(config.data_dir, config.capacity_bytes, delete_oldest=delete_oldest)
     try:
         await store.open()
         me = replace(me, instance=instance(config.data_dir))
@@ -143,10 +146,14 @@ class _Node:
     async def _watch(self, server: RpcServer) -> None:
         """Bring gauges and health up to date, and tell the service manager that loop and store work."""
         serving, swept, watchdog = False, float("-inf"), notify.Watchdog()
+        max_age_s, expired, counted = self._config.retention.max_age_s, float("-inf"), 0
         while True:
             if time.monotonic() - swept > SWEEP_S:
                 swept = time.monotonic()
                 await self._ingest.sweep()
+            if max_age_s and time.monotonic() - expired > max(1.0, min(EXPIRE_S, max_age_s / 10)):
+                expired = time.monotonic()
+                await self._ingest.expire(now_us() - int(max_age_s * 1e6))
             encoder = self._pipeline.state
             counts: dict[str, int] = {}
             trouble = ""
@@ -173,6 +180,8 @@ class _Node:
                 self._metrics.stored_images.set(sum(counts.values()))
                 self._metrics.set_aside_images.set(counts.get("bad", 0))
             self._metrics.store_bytes.set(self._store.blobs.total_bytes)
+            self._metrics.expired_records.inc(self._store.expired - counted)
+            counted = self._store.expired
             self._metrics.encode_queue_images.set(len(self._pipeline))
             self._metrics.encode_queue_age.set(self._pipeline.oldest_s)
             self._metrics.published_head.set(self._head.value)

@@ -10,7 +10,7 @@ import asyncio
 import hashlib
 import sqlite3
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +25,7 @@ from fogline.common.files import DirectoryLock
 from fogline.common.images.forms import Form
 from fogline.common.images.planning import Choice
 from fogline.fog_node.group_commit import GroupCommit
+from fogline.fog_node.retention import delete_oldest
 from fogline.fog_node.schema import SCHEMA, SCHEMA_VERSION, UPGRADES
 
 # Uploads stop here and leave the rest to the records of what is queued: a full node must still be able to publish.
@@ -113,8 +114,9 @@ class Notice:
 class Store:
     """The fog node's durable state. Methods are safe from any task of one event loop; all may raise CapacityError."""
 
-    def __init__(self, data_dir: Path, capacity_bytes: int | None) -> None:
-        self.capacity_bytes = capacity_bytes
+    def __init__(self, data_dir: Path, capacity_bytes: int | None, *, delete_oldest: bool = False) -> None:
+        """`delete_oldest`: uploads that a full store has no room for push out its oldest records."""
+        self.capacity_bytes, self._may_delete = capacity_bytes, delete_oldest
         self._lock = DirectoryLock(data_dir, "fog node")
         try:
             self.blobs = BlobStore(data_dir / "blobs", capacity_bytes)
@@ -124,6 +126,7 @@ class Store:
             raise
         self.store_id = b""
         self.head = 0
+        self.expired = 0  # records deleted since the start
         self._unnamed: set[bytes] = set()  # blobs that are written and about to be named
         self._deleting = threading.Lock()  # held while `_unnamed` and what it says of the disk may differ
 
@@ -135,7 +138,10 @@ class Store:
             # A new start often brings another encoder or a mended one; what is truly bad is set aside again.
             db.execute("UPDATE images SET state = 'received', reason = '' WHERE state = 'bad'")
             (store_id,) = db.execute("SELECT value FROM meta WHERE key = 'store_id'").fetchone()
-            (head,) = db.execute("SELECT coalesce(max(cursor), 0) FROM published").fetchone()
+            # Of all that ever were: the newest record may have been deleted, and cursors only rise.
+            (head,) = db.execute(
+                "SELECT coalesce(max(seq), 0) FROM sqlite_sequence WHERE name = 'published'"
+            ).fetchone()
             named = {row[0] for row in db.execute(f"SELECT {_UPLOAD} FROM images WHERE source_held")}
             named |= {row[0] for row in db.execute("SELECT digest FROM published UNION SELECT digest FROM shared")}
             return store_id, head, named
@@ -234,16 +240,16 @@ class Store:
 
         await self._db.run(job)
 
-    async def make_room(self, size: int) -> None:
+    async def make_room(self, size: int, keep: Collection[bytes] = ()) -> None:
         """Drop sources of published images, oldest first, until `size` bytes may be uploaded; else CapacityError.
 
-        Records are never dropped: a device that was away still finds every one of them.
+        Records are dropped after them, where the store was told so; else a device that was away finds all of them.
         """
         if self.capacity_bytes is None:
             return
         limit = int(self.capacity_bytes * INGEST_SHARE)
         while self.blobs.total_bytes + size > limit:
-            if not await self._drop_sources():
+            if not (await self._drop_sources() or (self._may_delete and await self.expire(_MAX_INTEGER, keep))):
                 raise CapacityError(
                     f"the store holds {self.blobs.total_bytes} of {self.capacity_bytes} bytes and {size} more were"
                     f" offered; raise capacity_bytes of the fog node"
@@ -270,6 +276,26 @@ class Store:
             return found
 
         await asyncio.to_thread(self._delete, await self._db.run(job))
+
+    async def expire(self, before_us: int, keep: Collection[bytes] = (), limit: int = 64) -> int:
+        """Delete up to `limit` of the oldest records that were published before a time; how many there were.
+
+        `keep`: blobs that are arriving, and so will be named again.
+        """
+
+        def job(db: sqlite3.Connection) -> int:
+            deleted = delete_oldest(db, before_us, limit)
+            # Here, so that nothing is published between the question and the deletion. Killed in between, a record is
+            # without bytes, which its readers are told as they would be told that it is gone.
+            with self._deleting:
+                for digest in deleted.digests:
+                    if digest not in keep and digest not in self._unnamed and not _names(db, digest, b""):
+                        self.blobs.delete(digest)
+            return deleted.records
+
+        count = await self._db.run(job)
+        self.expired += count
+        return count
 
     # --- encoding
 

@@ -227,6 +227,70 @@ async def test_room_is_made_of_published_sources_only(tmp_path: Path) -> None:
     store.close()
 
 
+async def test_the_oldest_records_go_with_all_that_only_they_need(store: Store) -> None:
+    ids = [await add(store, number) for number in range(4)]
+    encoded = [
+        record(store, i, *states) for i, states in zip(ids, ([b"one"], [b"one", b"two"], [b"two"], []), strict=True)
+    ]
+    await store.publish(encoded[:3])
+    one, two = (hashlib.sha256(state).digest() for state in (b"one", b"two"))
+    assert await store.expire(0) == 0, "nothing is that old"
+    assert await store.expire(2**62, limit=1) == 1
+    assert not store.blobs.has(encoded[0].digest)
+    assert not store.blobs.has(ids[0])
+    assert store.blobs.has(one), "the second needs it"
+    assert [n.cursor for n in await store.page("z", 0, 9)] == [2, 3]
+    assert await store.expire(2**62) == 2
+    assert [store.blobs.has(digest) for digest in (one, two, ids[1], ids[3])] == [False, False, False, True]
+    assert [q.content_id for q in await store.queued()] == [ids[3]], "what waits to be encoded stays"
+    assert await store.offered(ids[0], "b") is None
+    assert store.expired == 3
+
+
+async def test_cursors_rise_over_deletions_and_restarts(tmp_path: Path) -> None:
+    for expected in (1, 2, 3):
+        store = Store(tmp_path, None)
+        await store.open()
+        assert store.head == expected - 1
+        content_id = await add(store, 1)
+        await store.publish([record(store, content_id)])
+        assert store.head == expected
+        assert await store.expire(2**62) == 1
+        assert store.blobs.total_bytes == 0
+        store.close()
+
+
+async def test_what_is_arriving_or_about_to_be_named_outlives_the_record_that_named_it(store: Store) -> None:
+    content_id = await add(store, 1)
+    encoded = record(store, content_id, b"state")
+    await store.publish([encoded])
+    store.put([b"state"])  # of a batch that is about to be published
+    assert await store.expire(2**62, keep={content_id}) == 1
+    assert store.blobs.has(content_id)
+    assert store.blobs.has(hashlib.sha256(b"state").digest())
+    assert not store.blobs.has(encoded.digest)
+
+
+async def test_a_full_store_may_delete_its_oldest_records(tmp_path: Path) -> None:
+    store = Store(tmp_path, 10_000, delete_oldest=True)
+    await store.open()
+    for number in range(4):
+        data = bytes([number]) * 2000
+        content_id = store.blobs.put(data)
+        await store.add(NewImage(content_id, "c", 0, 9, 9, 2000, ()), "a")
+    with pytest.raises(CapacityError, match="capacity_bytes"):
+        await store.make_room(2000)
+    await store.publish([record(store, image.content_id) for image in (await store.queued())[:2]])
+    await store.make_room(4000)
+    assert len(await store.page("z", 0, 9)) == 2, "sources go first"
+    big = store.blobs.put(b"x" * 4800)
+    await store.make_room(200)
+    assert await store.page("z", 0, 9) == []
+    assert len(await store.queued()) == 2
+    store.blobs.delete(big)
+    store.close()
+
+
 async def test_one_failing_job_does_not_undo_the_others(tmp_path: Path) -> None:
     database = GroupCommit(Database(tmp_path / "db", "CREATE TABLE t (n INTEGER PRIMARY KEY)", 1))
 
