@@ -53,6 +53,7 @@ def serve(config: EdgeConfig, clock: FogClock | None = None) -> int:
             agent.start(stopped)
             process.announce_ready(metrics_port=agent.metrics_port)
             watchdog = notify.Watchdog()
+            watchdog.beat(agent.summary)
             while not stopped.wait(1.0):
                 agent.refresh()
                 if agent.works():

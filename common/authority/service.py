@@ -14,7 +14,7 @@ from typing import Any
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from fogline.common import pki, process
+from fogline.common import notify, pki, process
 from fogline.common.authority import csr
 from fogline.common.authority.registrar import Registrar
 from fogline.common.config import MetricsConfig, TlsConfig
@@ -120,7 +120,9 @@ async def serve(folder: Path, listen: str, lifetime: timedelta, metrics_config: 
         state["ok"] = True
         process.announce_ready(port=port, metrics_port=metrics_port)
         log.info("serving", extra={"port": port, "metrics_port": metrics_port, "folder": str(folder)})
+        beats = asyncio.create_task(notify.Watchdog().beat_always(lambda: "serving"))
         await stop.wait()
+        beats.cancel()
         state["ok"] = False
         log.info("stopping")
         await server.stop()
