@@ -16,6 +16,7 @@ from typing import Any, Protocol
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram, Info, disable_created_metrics
 
 import fogline
+from fogline.common.board import BoardCollector
 from fogline.common.config import MetricsConfig, TlsConfig
 from fogline.common.host_metrics import ERRORS, LEVELS, NONE, OTHER, HostCollector, LogCounter
 from fogline.common.metrics_server import Health, MetricsServer
@@ -85,6 +86,7 @@ class Metrics(Exporter):
                 self.log_records.labels(level, error)
         self._host = HostCollector()
         self.registry.register(self._host)
+        self.registry.register(BoardCollector())
 
     def serve(
         self, config: MetricsConfig, health: Health, *, data_dir: Path | None = None, tls: TlsConfig | None = None
