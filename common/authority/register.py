@@ -144,6 +144,15 @@ def add_device(db: sqlite3.Connection, who: Identity, hosts: tuple[str, ...]) ->
     db.executemany("INSERT OR IGNORE INTO hosts VALUES (?, ?)", [(host, who.name) for host in hosts])
 
 
+def devices(db: sqlite3.Connection) -> list[tuple[Identity, int, int | None]]:
+    """Every device by name, when its newest certificate ends, and when that was revoked."""
+    rows = db.execute(
+        "SELECT d.name, role, tenant, max(not_after), revoked_at FROM devices d JOIN certificates c USING (name)"
+        " GROUP BY d.name ORDER BY d.name"
+    )
+    return [(Identity(name, role, tenant), ends, revoked_at) for name, role, tenant, ends, revoked_at in rows]
+
+
 def host_owner(db: sqlite3.Connection, host: str) -> str | None:
     """Who has a host name or address."""
     row = db.execute("SELECT name FROM hosts WHERE host = ?", (host,)).fetchone()

@@ -234,6 +234,12 @@ class Registrar:
             register.add_generation(db, Generation(number, file, _seconds(begins), None))
         return begins, ends
 
+    def devices(self) -> list[tuple[Identity, datetime, datetime | None]]:
+        """Every device by name, when its newest certificate ends, and when that was revoked."""
+        with self._db.transaction() as db:
+            found = register.devices(db)
+        return [(who, _moment(ends), None if revoked is None else _moment(revoked)) for who, ends, revoked in found]
+
     # --- what everybody may know
 
     def lists(self, now: datetime) -> tuple[list[bytes], bytes]:
@@ -376,7 +382,11 @@ def _digest(key: object) -> bytes:
 
 
 def _when(seconds: int) -> str:
-    return f"{datetime.fromtimestamp(seconds, timezone.utc):%Y-%m-%d %H:%M} UTC"
+    return f"{_moment(seconds):%Y-%m-%d %H:%M} UTC"
+
+
+def _moment(seconds: int) -> datetime:
+    return datetime.fromtimestamp(seconds, timezone.utc)
 
 
 def _seconds(moment: datetime) -> int:

@@ -25,7 +25,7 @@ _FOLDER = "folder of the authority (default: ca)"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the command line."""
-    actions = parser.add_subparsers(dest="action", required=True, metavar="init|enrol|token|serve|revoke|rotate")
+    actions = parser.add_subparsers(dest="action", required=True, metavar="init|enrol|token|serve|list|revoke|rotate")
     init = actions.add_parser("init", help="make the authority: ca.pem, and ca.key to keep safe")
     init.add_argument("--dir", type=Path, default=Path("ca"), help=_FOLDER)
 
@@ -63,6 +63,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     serve.add_argument("--metrics-host", default="127.0.0.1", help="address of /healthz (default: 127.0.0.1)")
     serve.add_argument("--metrics-port", type=int, default=0, help="port of /healthz; 0: any free one, -1: none")
 
+    listing = actions.add_parser("list", help="tell every device, and how long its certificate is good")
+    listing.add_argument("--dir", type=Path, default=Path("ca"), help=_FOLDER)
+
     revoke = actions.add_parser("revoke", help="take back every certificate of a device")
     revoke.add_argument("name", help="name of the device, as enrolled")
     revoke.add_argument("--cert", type=Path, help="its certificate, where it was enrolled before there was a register")
@@ -83,6 +86,7 @@ def run(arguments: argparse.Namespace) -> int:
         "enrol": _enrol,
         "token": _token,
         "serve": _serve,
+        "list": _list,
         "revoke": _revoke,
         "rotate": _rotate,
     }[arguments.action]
@@ -143,6 +147,16 @@ def _serve(arguments: argparse.Namespace) -> None:
     metrics = MetricsConfig(host=arguments.metrics_host, port=arguments.metrics_port)
     lifetime = duration(arguments.lifetime, "--lifetime")
     asyncio.run(service.serve(arguments.dir, arguments.listen, lifetime, metrics))
+
+
+def _list(arguments: argparse.Namespace) -> None:
+    now = _now()
+    with registrar.opened(arguments.dir) as register:
+        for who, ends, revoked in register.devices():
+            state = f"good until {ends:%Y-%m-%d %H:%M}" if now < ends else f"ended on {ends:%Y-%m-%d %H:%M}"
+            if revoked is not None:
+                state = f"revoked on {revoked:%Y-%m-%d %H:%M}"
+            _say(f"{who.name:<24} {who.role:<6} {who.tenant or '-':<16} {state}")
 
 
 def _revoke(arguments: argparse.Namespace) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import queue
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -152,11 +153,19 @@ def test_what_is_revoked_is_refused_and_cut_off(deploy: Callable[..., Deployment
         stream = images.Subscribe(images_pb2.SubscribeRequest(store_id=store_id))
         other_stream = other.Subscribe(images_pb2.SubscribeRequest(store_id=store_id))
         assert next(stream).head == next(other_stream).head == 0
+        outgoing: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        offer = images_pb2.ImageOffer(content_id=bytes(32), size=1000, camera="cam")
+        outgoing.put(images_pb2.UploadRequest(offer=offer))
+        upload = images.Upload(iter(outgoing.get, None))
+        assert next(upload).HasField("accepted")
         began = time.monotonic()
         deployment.ca("revoke", "cam")
         with pytest.raises(FoglineError, match="was revoked"), translate():
             next(stream)
         took = time.monotonic() - began
+        with pytest.raises(IdentityError, match="was revoked"), translate():
+            next(upload)
+        outgoing.put(None)
         with pytest.raises(IdentityError, match="was revoked"), translate():
             images.Hello(hello)
         assert other.Hello(hello).store_id == store_id

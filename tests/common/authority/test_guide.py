@@ -21,7 +21,7 @@ def test_the_page_on_certificates(tmp_path: Path, free_port: int) -> None:
     text = GUIDE.read_text(encoding="utf-8").replace("0.0.0.0:7200", f"127.0.0.1:{free_port}")
     text = text.replace("127.0.0.1:7200", f"127.0.0.1:{free_port}")
     commands = [line for block in re.findall(r"```sh\n(.*?)```", text, re.DOTALL) for line in block.splitlines()]
-    assert len(commands) == 8
+    assert len(commands) == 9
     run = f'fogline() {{ {sys.executable} -m fogline "$@"; }}\n'
     served: list[subprocess.Popen[str]] = []
     try:

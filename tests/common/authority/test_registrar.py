@@ -340,3 +340,14 @@ def test_an_authority_whose_key_is_known_ends_at_once(registrar: Registrar) -> N
 def issuer(pem: bytes) -> int:
     """Which of the authorities signed it."""
     return 2 if "authority 2" in pki.inspect(pem).issuer else 1
+
+
+def test_devices_are_listed(registrar: Registrar) -> None:
+    enrol(registrar, registrar.issue_token("edge", "cam", NOW, tenant="acme"), "cam")
+    enrol(registrar, registrar.issue_token("fog", "gate", NOW), "gate", "h")
+    registrar.revoke("cam", NOW + HOUR)
+    ends = NOW + LIFETIME
+    assert registrar.devices() == [
+        (Identity("cam", "edge", "acme"), ends, NOW + HOUR),
+        (Identity("gate", "fog"), ends, None),
+    ]
