@@ -2,9 +2,9 @@
 
     python -m fogline.benchmarks.soak [--minutes 30] [--edges 10] [--fps 0.3] [--json FILE]
 
-`fogline up` with the codec `avif2` and without training: a cloud server, a fog node and edge agents, each a camera
-of the built-in clip that captures at `fps`; every image goes to all others. Every process is looked at every 10 s. The first
-fifth of the time is start-up and is left out; of the rest the medians of its first and last quarter are compared.
+`fogline up` with the codec `avif2` and without training: a cloud server, a fog node and edge agents, each a camera of
+the built-in clip that captures at `fps`; every image goes to all others. Every process is looked at every 10 s. The
+first fifth of the time is start-up and is left out; of the rest the medians of first and last quarter are compared.
 
 Output, schema 1: `processes[]` has `name`, `rss_mib` and `descriptors`, each `[early, late, most]`; `images`, `lost`,
 `duplicated`; `log_lines` by level; `complaints`: error lines, at most 50. A process that was started again is two.
