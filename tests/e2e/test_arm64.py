@@ -1,7 +1,7 @@
 """An edge agent on aarch64, emulated as the cores of a Raspberry Pi 4: from wheels to images shared and decoded.
 
-A Debian of that architecture runs under qemu's user mode; the fog node is this host's own. Emulated times say nothing of
-a board's speed.
+A Debian of that architecture runs under qemu's user mode; the fog node is this host's own. Emulated times say nothing
+of a board's speed.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Board:
 
     def command(self, *words: str) -> list[str]:
         """To run in it."""
-        return ["chroot", str(self.root), *words]
+        return [shutil.which("chroot", path="/usr/sbin:/usr/bin:/sbin:/bin") or "chroot", str(self.root), *words]
 
     def run(self, *words: str, timeout: float = 900) -> str:
         """Run to the end; the output."""

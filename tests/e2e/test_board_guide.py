@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import shlex
-import shutil
 import signal
 import subprocess
 import sys
@@ -117,10 +116,3 @@ def test_following_the_guide_shares_images(
 
 def _alive(samples: dict[Sample, float]) -> float:
     return sum(value for (name, _), value in samples.items() if name == "fogline_devices_alive")
-
-
-def test_the_unit_starts_a_program_that_is_installed() -> None:
-    (unit,) = blocks("ini")
-    command = re.search(r"ExecStart=\S+/(\S+) --config", unit)
-    assert command is not None
-    assert shutil.which(command[1], path=str(BIN))

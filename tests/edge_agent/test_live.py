@@ -20,6 +20,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
+import yaml
 from edge_helpers import until
 from PIL import Image
 
@@ -401,3 +402,10 @@ def test_live_frames_go_to_the_outbox_and_those_without_room_are_counted(
     assert outbox.captured("rtsp:door") == set()
     assert capture.refused == 0
     outbox.close()
+
+
+def test_the_guide_shows_settings_that_are_valid() -> None:
+    guide = (Path(__file__).resolve().parents[2] / "docs" / "boards.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"```yaml\n(.*?)```", guide, re.DOTALL)
+    lines = [yaml.safe_load(line)["capture"] for line in block.splitlines() if line.startswith("capture:")]
+    assert [msgspec.convert(line, CaptureConfig).source for line in lines] == ["camera", "camera", "rtsp"]
