@@ -74,7 +74,10 @@ class HostCollector(Collector):
         )
         healthy = GaugeMetricFamily("fogline_healthy", "1 where /healthz answers 200, else 0")
         if self.healthy is not None:
-            healthy.add_metric([], self.healthy())
+            try:
+                healthy.add_metric([], self.healthy())
+            except FoglineError:  # a store that can't be asked; what else is known is worth the more then
+                healthy.add_metric([], 0)
         yield healthy
         yield from self._disk()
         yield from self._validity()

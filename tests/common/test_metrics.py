@@ -110,6 +110,19 @@ def test_what_is_read_of_the_host(tmp_path: Path, certificates: Any) -> None:
         server.close()
 
 
+def test_metrics_are_told_where_health_is_not_known() -> None:
+    def health() -> dict[str, object]:
+        raise UnavailableError("the store can't be read")
+
+    server, port = EdgeMetrics().serve(MetricsConfig(), health)
+    try:
+        found = scrape(port)
+    finally:
+        server.close()
+    assert found is not None
+    assert found["fogline_healthy", ()] == 0
+
+
 def test_log_lines_are_counted_by_the_error_that_they_tell_of() -> None:
     metrics, log = FogMetrics(), logging.getLogger("fogline.test")
     server, port = metrics.serve(MetricsConfig(), lambda: {"ok": True})

@@ -18,14 +18,12 @@ SHIPPED = Path(__file__).resolve().parents[2] / "deploy" / "prometheus"
 
 
 class Prometheus:
-    """One process on loopback; `targets` are ports by the name of their file, `edge` for `targets/edge.yml`."""
+    """One process on loopback."""
 
-    def __init__(self, folder: Path, port: int, targets: Mapping[str, Sequence[int]]) -> None:
+    def __init__(self, folder: Path, port: int) -> None:
         config = folder / "prometheus"
         shutil.copytree(SHIPPED, config)
-        for name, ports in targets.items():
-            entry = [{"targets": [f"127.0.0.1:{target}" for target in ports]}]
-            (config / "targets" / f"{name}.yml").write_text(yaml.safe_dump(entry))
+        self._targets = config / "targets"
         main = yaml.safe_load((config / "prometheus.yml").read_text())
         main["global"] |= {"scrape_interval": "1s", "evaluation_interval": "2s"}  # a test does not wait for minutes
         (config / "prometheus.yml").write_text(yaml.safe_dump(main))
@@ -39,6 +37,12 @@ class Prometheus:
                 ],
                 stdout=log, stderr=log,
             )  # fmt: skip
+
+    def watch(self, name: str, ports: Sequence[int]) -> None:
+        """Scrape these ports of loopback, as the file `targets/NAME.yml` says from now on."""
+        partial = self._targets / f"{name}.partial"
+        partial.write_text(yaml.safe_dump([{"targets": [f"127.0.0.1:{port}" for port in ports]}]))
+        partial.replace(self._targets / f"{name}.yml")
 
     def get(self, path: str, **query: str) -> Any:
         """`data` of an answer of the API. Raises OSError while it is not there."""

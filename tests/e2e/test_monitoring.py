@@ -54,25 +54,25 @@ def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]
     )
     environment = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
     with ExitStack() as stack:
+        # What takes long to start comes first: cameras do not wait for whoever watches them.
+        tail = stack.enter_context(_Program(folder, environment, *_tail_host(folder)))
+        announced = json.loads(tail.line().removeprefix("ready "))
+        address = f"127.0.0.1:{announced['port']}"
+        program = stack.enter_context(_Program(folder, environment, str(HERE / "split_program.py"), address))
+        prometheus = Prometheus(folder, _free_port())
+        stack.callback(prometheus.stop)
+        prometheus.watch("tail", [announced["metrics_port"]])
+        prometheus.watch("split", [int(program.line())])
+        _wait(prometheus.ready)
         cluster = Cluster(make_plan(clip, 3, 0.7), settings, environment)
         stack.callback(cluster.stop)
         cluster.start()
-        ports = {name: child.ready.metrics_port for name, child in cluster.supervisor.children.items() if child.ready}
-        tail = stack.enter_context(_Program(folder, environment, *_tail_host(folder)))
-        announced = json.loads(tail.line().removeprefix("ready "))
-        program = stack.enter_context(
-            _Program(folder, environment, str(HERE / "split_program.py"), f"127.0.0.1:{announced['port']}")
-        )
-        targets = {
-            "cloud": [ports["cloud"]],
-            "fog": [ports["fog"]],
-            "edge": [port for name, port in ports.items() if name.startswith("edge")],
-            "tail": [announced["metrics_port"]],
-            "split": [int(program.line())],
-        }
-        prometheus = Prometheus(folder, _free_port(), targets)
-        stack.callback(prometheus.stop)
-        _wait(prometheus.ready)
+        children = cluster.supervisor.children
+        ports = {name: child.ready.metrics_port for name, child in children.items() if child.ready}
+        assert all(ports.values())
+        for name in ("cloud", "fog"):
+            prometheus.watch(name, [ports[name] or 0])
+        prometheus.watch("edge", [port or 0 for name, port in ports.items() if name.startswith("edge")])
         yield Deployment(cluster, prometheus)
 
 
@@ -178,13 +178,21 @@ def test_every_rule_has_data(deployment: Deployment) -> None:
 
 def test_figures_are_what_they_are_called(deployment: Deployment) -> None:
     value = deployment.prometheus.values
-    _wait(lambda: value("fogline:gain_vs_source:ratio5m"))
-    (gain,), (alpha,), (beta,) = (value(f"fogline:{name}:ratio5m") for name in ("gain_vs_source", "alpha", "beta"))
-    # Three edges: two receivers of each image, JPEGs as captured go up; control is what is missing to the formula.
-    assert 0.9 < beta < 1.3
-    assert 0 < alpha < 1
-    assert gain == pytest.approx(2 / (beta + 2 * alpha), rel=0.5)
-    assert gain < 2 / (beta + 2 * alpha) * 1.1
+
+    def figures() -> list[float]:
+        return [x for name in ("gain_vs_source", "alpha", "beta") for x in value(f"fogline:{name}:ratio5m")]
+
+    def plausible() -> bool:
+        found = figures()
+        if len(found) != 3:
+            return False
+        gain, alpha, beta = found
+        # Three edges: two receivers of each image, and JPEGs as captured go up. Control takes its share of the rest.
+        ideal = 2 / (beta + 2 * alpha)
+        return 0 < alpha < 0.6 and 0.9 < beta < 1.3 and 0.5 * ideal < gain < 1.1 * ideal
+
+    _wait(plausible)  # not at once: what goes up is counted before what comes down
+    assert plausible(), figures()
     (quality,) = value('fogline:quality_db:mean5m{area="object"}')
     assert 20 < quality < 60
     (background,) = value('fogline:quality_db:mean5m{area="background"}')
