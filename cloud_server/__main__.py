@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from fogline.cloud_server.config import CloudConfig
 from fogline.common import config, logs, process
+from fogline.common.reload import Reload
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -16,12 +17,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(argv: Sequence[str] | None) -> None:
-    settings = config.from_command_line(CloudConfig, "cloud-server", argv)
+    def read() -> CloudConfig:
+        return config.from_command_line(CloudConfig, "cloud-server", argv)
+
+    settings = read()
     logs.setup(settings.log, "cloud-server")
     # Only now: gRPC takes half a second to import, which a mistyped setting should not cost.
     from fogline.cloud_server.server import serve
 
-    asyncio.run(serve(settings))
+    asyncio.run(serve(settings, Reload(read, settings)))
 
 
 if __name__ == "__main__":

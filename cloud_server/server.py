@@ -15,6 +15,7 @@ from fogline.common import notify, pki, process
 from fogline.common.clock import now_us
 from fogline.common.files import DirectoryLock
 from fogline.common.metrics import DEVICE_ROLES, CloudMetrics
+from fogline.common.reload import Reload
 from fogline.common.rpc.accounting import LinkMeter
 from fogline.common.rpc.gen import control_pb2_grpc
 from fogline.common.rpc.presence import Presence
@@ -25,10 +26,12 @@ from fogline.common.tails.supervisor import TailHostProcess, check
 log = logging.getLogger(__name__)
 
 
-async def serve(config: CloudConfig) -> None:
+async def serve(config: CloudConfig, reload: Reload[CloudConfig] | None = None) -> None:
     """Serve until SIGTERM or SIGINT. Raises what the stores and the sockets raise before it is ready."""
     tails = _tails(config)
     stop = process.aio_stop_event()
+    if reload is not None:
+        reload.listen()
     metrics = CloudMetrics()
     lock = DirectoryLock(config.data_dir, "cloud server")
     registry = Registry(config.data_dir / "fleet.sqlite", config.heartbeat_ms, config.max_devices)

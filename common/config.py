@@ -88,6 +88,9 @@ class LogConfig(Config, frozen=True):
         "info"
     )
     format: Annotated[Literal["json", "text"], Meta(description="json: one object a line; text: for eyes")] = "json"
+    file: Annotated[
+        Path | None, Meta(description="Appended to, and made anew when logrotate moves it; null: standard error")
+    ] = None
 
 
 C = TypeVar("C", bound=Config)

@@ -6,23 +6,39 @@ import json
 import logging
 import sys
 import time
+from logging.handlers import WatchedFileHandler
 
 from fogline.common.config import LogConfig
+from fogline.common.errors import ConfigError
 from fogline.common.trace import trace_id
 
-__all__ = ["JsonFormatter", "TextFormatter", "extras", "is_set_up", "setup", "trace_id"]
+__all__ = ["JsonFormatter", "TextFormatter", "extras", "is_set_up", "set_level", "setup", "trace_id"]
 
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
 
 def setup(config: LogConfig, process_name: str) -> None:
-    """Send every log record of this process to stderr. Call it once, first thing in a process."""
-    handler = logging.StreamHandler(sys.stderr)
+    """Send every log record of this process to stderr, or a file. Call it once, first thing in a process.
+
+    Raises ConfigError for a file that can't be written.
+    """
+    handler: logging.Handler = logging.StreamHandler(sys.stderr)
+    if config.file is not None:
+        try:
+            # Of several processes, each appends whole lines; whoever moves the file has each make it anew.
+            handler = WatchedFileHandler(config.file, encoding="utf-8")
+        except OSError as error:
+            raise ConfigError(f"log.file {config.file} can't be written: {error.strerror}; choose another") from error
     handler.setFormatter(JsonFormatter(process_name) if config.format == "json" else TextFormatter(process_name))
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(config.level.upper())
     logging.captureWarnings(True)
+
+
+def set_level(level: str) -> None:
+    """Log what is at least this severe from now on."""
+    logging.getLogger().setLevel(level.upper())
 
 
 def is_set_up() -> bool:

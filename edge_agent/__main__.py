@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from fogline.common import config, logs, process
+from fogline.common.reload import Reload
 from fogline.edge_agent.config import EdgeConfig
 
 
@@ -15,12 +16,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(argv: Sequence[str] | None) -> int:
-    settings = config.from_command_line(EdgeConfig, "edge-agent", argv)
+    def read() -> EdgeConfig:
+        return config.from_command_line(EdgeConfig, "edge-agent", argv)
+
+    settings = read()
     logs.setup(settings.log, "edge-agent")
     # Only now: gRPC takes half a second to import, which a mistyped setting should not cost.
     from fogline.edge_agent.agent import serve
 
-    return serve(settings)
+    return serve(settings, Reload(read, settings))
 
 
 if __name__ == "__main__":

@@ -17,13 +17,14 @@ from fogline.common.files import DirectoryLock
 from fogline.common.images.record import ImageRecord
 from fogline.common.instance import instance
 from fogline.common.metrics import EdgeMetrics, count_record
+from fogline.common.reload import Reload
 from fogline.common.rpc.accounting import LinkMeter
 from fogline.common.rpc.peer import Peer
 from fogline.edge_agent import trainer as training
 from fogline.edge_agent.capture import Capture
 from fogline.edge_agent.clock import FogClock
 from fogline.edge_agent.cloud import CloudLink
-from fogline.edge_agent.config import DISCOVER, EdgeConfig
+from fogline.edge_agent.config import DISCOVER, EdgeConfig, FilterConfig
 from fogline.edge_agent.fog import FogLink
 from fogline.edge_agent.library import Library
 from fogline.edge_agent.model_store import ModelStore
@@ -39,7 +40,7 @@ _FIRST_CONTACT_S = 5.0
 _STOP_S = 3.0  # for every task to end; then the process ends without them
 
 
-def serve(config: EdgeConfig, clock: FogClock | None = None) -> int:
+def serve(config: EdgeConfig, reload: Reload[EdgeConfig] | None = None, clock: FogClock | None = None) -> int:
     """Run until SIGTERM or SIGINT. Raises ConfigError and IdentityError for what only the operator can mend."""
     ensure(config.tls)
     me = identity(config)
@@ -50,6 +51,9 @@ def serve(config: EdgeConfig, clock: FogClock | None = None) -> int:
         me = replace(me, instance=instance(config.data_dir))
         agent = Agent(config, me, clock or FogClock(), trains=trains)
         try:
+            if reload is not None:
+                reload.on("filter", lambda new: agent.want(new.filter))
+                reload.listen()
             agent.start(stopped)
             process.announce_ready(metrics_port=agent.metrics_port)
             watchdog = notify.Watchdog()
@@ -168,6 +172,11 @@ class Agent:
             raise outcome[0]
         if self._fog.error:
             _log.warning("starting without a fog node; capture goes on, uploads follow when it is there")
+
+    def want(self, wanted: FilterConfig) -> None:
+        """Receive by another filter from now on; what the old one left out stays out."""
+        self._receiver.want(wanted)
+        self._fog.reconnect()
 
     def close(self) -> list[str]:
         """Stop every task; the names of those that did not end in time."""

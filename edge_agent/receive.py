@@ -55,6 +55,10 @@ class Receiver:
         self.state = ReceiveState()
         self._disk = Backoff(1.0, 30.0)
 
+    def want(self, wanted: FilterConfig) -> None:
+        """The filter of the next subscription."""
+        self._wanted = wanted
+
     def run(self) -> None:
         """Until the order to stop."""
         while not self._stop:

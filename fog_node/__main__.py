@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from fogline.common import config, logs, process
+from fogline.common.reload import Reload
 from fogline.fog_node.config import FogConfig
 
 
@@ -16,12 +17,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(argv: Sequence[str] | None) -> None:
-    settings = config.from_command_line(FogConfig, "fog-node", argv)
+    def read() -> FogConfig:
+        return config.from_command_line(FogConfig, "fog-node", argv)
+
+    settings = read()
     logs.setup(settings.log, "fog-node")
     # Only now: gRPC takes half a second to import, which a mistyped setting should not cost.
     from fogline.fog_node.node import serve
 
-    asyncio.run(serve(settings))
+    asyncio.run(serve(settings, Reload(read, settings)))
 
 
 if __name__ == "__main__":

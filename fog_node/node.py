@@ -14,6 +14,7 @@ from fogline.common.errors import ConfigError, FoglineError
 from fogline.common.images.forms import Form
 from fogline.common.instance import instance
 from fogline.common.metrics import FogMetrics
+from fogline.common.reload import Reload
 from fogline.common.rpc.accounting import LinkMeter
 from fogline.common.rpc.gen import images_pb2_grpc
 from fogline.common.rpc.peer import Peer
@@ -39,7 +40,7 @@ SWEEP_S = 600.0  # how often abandoned uploads are looked for
 LEAVE_S = 3.0  # for the cloud server to hear that we end
 
 
-async def serve(config: FogConfig) -> None:
+async def serve(config: FogConfig, reload: Reload[FogConfig] | None = None) -> None:
     """Serve until SIGTERM or SIGINT.
 
     Raises ConfigError or IdentityError when the configuration is wrong, also when only the encoder finds that out.
@@ -54,7 +55,12 @@ async def serve(config: FogConfig) -> None:
     try:
         await store.open()
         me = replace(me, instance=instance(config.data_dir))
-        await _Node(config, me, store, tails).run(stop)
+        node = _Node(config, me, store, tails)
+        if reload is not None:
+            reload.on("retention.max_age_s", lambda new: setattr(node, "retention", new.retention))
+            reload.on("retention.when_full", lambda new: store.may_delete(new.retention.when_full == "delete-oldest"))
+            reload.listen()
+        await node.run(stop)
     finally:
         await asyncio.to_thread(store.close)
 
@@ -64,6 +70,7 @@ class _Node:
 
     def __init__(self, config: FogConfig, me: Peer, store: Store, tails: TailHostProcess | None) -> None:
         self._config, self._me, self._store, self._tails = config, me, store, tails
+        self.retention = config.retention
         self._metrics = FogMetrics()
         self._head = Head()
         self._head.advance(store.head)
@@ -146,11 +153,12 @@ class _Node:
     async def _watch(self, server: RpcServer) -> None:
         """Bring gauges and health up to date, and tell the service manager that loop and store work."""
         serving, swept, watchdog = False, float("-inf"), notify.Watchdog()
-        max_age_s, expired, counted = self._config.retention.max_age_s, float("-inf"), 0
+        expired, counted = float("-inf"), 0
         while True:
             if time.monotonic() - swept > SWEEP_S:
                 swept = time.monotonic()
                 await self._ingest.sweep()
+            max_age_s = self.retention.max_age_s
             if max_age_s and time.monotonic() - expired > max(1.0, min(EXPIRE_S, max_age_s / 10)):
                 expired = time.monotonic()
                 await self._ingest.expire(now_us() - int(max_age_s * 1e6))

@@ -277,6 +277,10 @@ class Store:
 
         await asyncio.to_thread(self._delete, await self._db.run(job))
 
+    def may_delete(self, oldest: bool) -> None:
+        """Whether uploads that a full store has no room for push out its oldest records, from now on."""
+        self._may_delete = oldest
+
     async def expire(self, before_us: int, keep: Collection[bytes] = (), limit: int = 64) -> int:
         """Delete up to `limit` of the oldest records that were published before a time; how many there were.
 

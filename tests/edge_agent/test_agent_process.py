@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import random
 import re
 import signal
@@ -334,3 +335,26 @@ def test_an_agent_that_can_not_reach_anything_still_stops_in_time(tmp_path: Path
         started = time.monotonic()
         assert alone.stop() == 0
         assert time.monotonic() - started < 5
+
+
+def test_another_filter_without_a_restart(tmp_path: Path, certificates: Any, free_port: int) -> None:
+    """At SIGHUP: what the old filter left out stays out, what comes now is received."""
+    with nodes() as made:
+        fog = fog_node(tmp_path / "fog", certificates, free_port)
+        address = f"127.0.0.1:{free_port}"
+        first = edge(tmp_path / "edge-1", certificates, address, run=otb_folder(tmp_path / "seq1", 3, 100))
+        second = edge(tmp_path / "edge-2", certificates, address, run=otb_folder(tmp_path / "seq2", 2, 200))
+        reader = edge(tmp_path / "edge-3", certificates, address, filter={"cameras": ["none"]})
+        made += [fog, first, second, reader]
+        for node in (fog, first, reader):
+            node.start()
+        until(lambda: reader.health()["library"]["cursor"] == 3, 60)
+        settings = json.loads((reader.folder / "config.json").read_text())
+        settings["filter"]["cameras"] = ["seq2"]
+        (reader.folder / "config.json").write_text(json.dumps(settings))
+        os.kill(reader.pid, signal.SIGHUP)
+        until(lambda: "filter.cameras taken over" in (reader.folder / "log").read_text(), 20)
+        second.start()
+        until(lambda: reader.health()["library"]["records"] == 2, 60)
+        assert reader.stop() == 0
+        assert sorted(held(reader)) == sorted(ids(200, 2))
