@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fogline.common.errors import ConfigError
+from fogline.common.models.compare import SOURCE
 from fogline.compare.results import Results, Training
 from fogline.compare.run import Point, fronts
 from fogline.drawing import INK, MUTED, check_matplotlib, drawing, write
@@ -35,13 +36,15 @@ def save(results: Results, path: Path) -> None:
             points = results.points_of(folder.name)
             _objects(left, points, colours, results.object_db)
             _backgrounds(right, points, colours, results.object_db)
-            left.set_title(f"{folder.name}: objects (pale: settings that another beats)", loc="left", fontsize=10)
+            left.set_title(f"{folder.name}: objects (pale: beaten by the same codec)", loc="left", fontsize=10)
             right.set_title(
                 f"{folder.name}: background, with objects of {results.object_db:g} dB or more", loc="left", fontsize=10
             )
         if results.training:
-            _detectors(panels[-1][0], results.training, colours)
-            panels[-1][1].set_axis_off()
+            whole = panels[-1][0].get_gridspec()[-1, :]
+            for panel in panels[-1]:
+                panel.remove()
+            _detectors(figure.add_subplot(whole), results.training, colours)
         handles = [
             Line2D([], [], color=colour, marker="o", markersize=4, label=codec) for codec, colour in colours.items()
         ]
@@ -85,18 +88,22 @@ def _backgrounds(axes: Any, points: Sequence[Point], colours: dict[str, str], ob
 
 
 def _detectors(axes: Any, training: Training, colours: dict[str, str]) -> None:
+    """Each detector against the one of the same seed that was trained on source; bars are the seeds' scatter."""
+    metric = {"iou": "IoU", "ap50": "AP50"}[training.comparison.metric]
     for codec in dict.fromkeys(one.codec for one in training.learned):
-        found = sorted((one.bytes, one.scores) for one in training.learned if one.codec == codec)
-        sizes = [size for size, _ in found]
-        axes.plot(sizes, [statistics.fmean(s) for _, s in found], "-o", color=colours[codec], markersize=4)
-        for size, scores in found:
-            axes.plot([size] * len(scores), scores, "_", color=colours[codec], alpha=0.5)
-    axes.axhline(training.on_source, color=INK, linestyle="--", linewidth=1)
-    box = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1}
-    at = (0.99, training.on_source)
-    axes.annotate("trained on source", at, xycoords=("axes fraction", "data"), ha="right", va="bottom", bbox=box)
-    axes.set_title("all folders: detector trained on decoded images (ticks: single seeds)", loc="left", fontsize=10)
-    axes.set_ylabel({"iou": "IoU on held-out frames", "ap50": "AP50 on held-out frames"}[training.comparison.metric])
+        found = sorted((one.bytes, one.differences) for one in training.learned if one.codec == codec)
+        sizes, means = [size for size, _ in found], [statistics.fmean(values) for _, values in found]
+        axes.plot(sizes, means, "-", color=colours[codec], linewidth=1, alpha=0.35)
+        axes.plot(sizes, means, "o", color=colours[codec], markersize=5)
+        lows, highs = [min(values) for _, values in found], [max(values) for _, values in found]
+        axes.vlines(sizes, lows, highs, color=colours[codec], linewidth=1.6, alpha=0.6)
+    axes.axhline(0, color=INK, linestyle="--", linewidth=1)
+    seeds = len(training.comparison.scores(SOURCE))
+    title = (
+        f"all folders: a detector trained on decoded images against one trained on source ({training.on_source:.3f})"
+    )
+    axes.set_title(f"{title}; bars: from the worst to the best of {seeds} seeds", loc="left", fontsize=10)
+    axes.set_ylabel(f"{metric} on held-out frames, minus source")
     _bytes_axis(axes)
 
 
