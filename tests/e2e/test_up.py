@@ -259,8 +259,11 @@ def test_ctrl_c_stops_everything_in_order(
     command += ["--fps", "0.1", "--train-edges", "0", "--out", tmp_path / "out"]
     launcher = subprocess.Popen([str(word) for word in command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     logs = [tmp_path / "out" / "logs" / f"{name}.log" for name in ("cloud", "fog", "edge-01", "edge-02")]
-    wait_until(lambda: all(log.exists() and "ready {" in log.read_text() for log in logs), 60, "the cluster to be up")
-    launcher.send_signal(signal.SIGINT)
-    launcher.communicate(timeout=30)
+    try:
+        up = lambda: all(log.exists() and "ready {" in log.read_text() for log in logs)  # noqa: E731
+        wait_until(up, 240, "the cluster to be up")
+    finally:  # also where it is not: nothing may be left of it
+        launcher.send_signal(signal.SIGINT)
+        launcher.communicate(timeout=60)
     assert launcher.returncode == 130
     assert '"msg": "stopping"' in logs[0].read_text()
