@@ -58,11 +58,10 @@ SCHEMA = {
 
 
 @pytest.fixture(scope="module")
-def jpeg2(fogline_up: Callable[..., Up], tiny_clip: list[Path]) -> Up:
-    data = [word for folder in tiny_clip for word in ("--data", folder)]
-    return fogline_up(
-        *data, "--edges", 3, "--image-codec", "jpeg2", "--width", 96, "--fps", 0, "--train-edges", 1, "--train-steps", 4
-    )
+def jpeg2(once: Callable[[str, Callable[[], Up]], Up], fogline_up: Callable[..., Up], tiny_clip: list[Path]) -> Up:
+    words = [word for folder in tiny_clip for word in ("--data", folder)]
+    words += ["--edges", 3, "--image-codec", "jpeg2", "--width", 96, "--fps", 0, "--train-edges", 1, "--train-steps", 4]
+    return once("jpeg2", lambda: fogline_up(*words))
 
 
 def test_every_image_reaches_every_other_edge_once(jpeg2: Up) -> None:
