@@ -69,35 +69,44 @@ def camera_name(config: CaptureConfig) -> str:
 
 def explained(error: BaseException, opening: Opening) -> FoglineError:
     """An error of FFmpeg or the system, as one that names the camera and the way out. Its own text holds the URL."""
-    number = getattr(error, "errno", None)
-    kind, name = type(error).__name__, opening.name
-    reason = str(getattr(error, "strerror", None) or kind).replace(opening.file or "\0", name)
-    local = opening.format == "v4l2"
-    if local and number in (errno.ENOENT, errno.ENODEV, errno.ENXIO):
+    number, name = getattr(error, "errno", None), opening.name
+    reason = str(getattr(error, "strerror", None) or type(error).__name__).replace(opening.file or "\0", name)
+    reason = " ".join(reason.split())[:200]
+    if opening.format is not None:
+        return UnavailableError(f"{name}: {_at_this_board(number) or reason}", number=806)
+    return UnavailableError(f"{name}: {_in_the_network(number, type(error).__name__) or reason}", number=807)
+
+
+def _at_this_board(number: int | None) -> str:
+    if number in (errno.ENOENT, errno.ENODEV, errno.ENXIO):
         there = ", ".join(_video_devices()) or "none"
-        return UnavailableError(f"{name}: no such camera; plug it in, or set capture.device (there are: {there})")
-    if local and number in (errno.EACCES, errno.EPERM):
-        return UnavailableError(f"{name}: may not be opened; add the agent's user to group video and start it again")
-    if local and number == errno.EBUSY:
-        return UnavailableError(f"{name}: is used by another program; end that one")
-    if local and number in (errno.ENOTTY, errno.EINVAL):
-        return UnavailableError(
-            f"{name}: gives no video in this size and rate, or is no camera (many have a second device for metadata); "
+        return f"no such camera; plug it in, or set capture.device (there are: {there})"
+    if number in (errno.EACCES, errno.EPERM):
+        return "may not be opened; add the agent's user to group video and start it again"
+    if number == errno.EBUSY:
+        return "is used by another program; end that one"
+    if number in (errno.ENOTTY, errno.EINVAL):
+        return (
+            "gives no video in this size and rate, or is no camera (many have a second device for metadata); "
             "`v4l2-ctl --list-formats-ext` tells what it has"
         )
+    return ""
+
+
+def _in_the_network(number: int | None, kind: str) -> str:
     if kind in ("HTTPUnauthorizedError", "HTTPForbiddenError"):
-        return UnavailableError(f"{name}: refuses the user or the password; correct capture.url")
+        return "refuses the user or the password; correct capture.url"
     if kind == "HTTPNotFoundError":
-        return UnavailableError(f"{name}: has no such stream; correct the path in capture.url")
+        return "has no such stream; correct the path in capture.url"
     if number == errno.ECONNREFUSED:
-        return UnavailableError(f"{name}: nothing serves there; check address and port in capture.url")
+        return "nothing serves there; check address and port in capture.url"
     if kind in ("ExitError", "TimeoutError") or number == errno.ETIMEDOUT:
-        return UnavailableError(f"{name}: no answer in time; is it on, and reachable from here?")
+        return "no answer in time; is it on, and reachable from here?"
     if number in (errno.EHOSTUNREACH, errno.ENETUNREACH):
-        return UnavailableError(f"{name}: can't be reached from here; check network and capture.url")
-    if number == errno.EIO and not local:
-        return UnavailableError(f"{name}: can't be opened; check that its host name resolves, and capture.url")
-    return UnavailableError(f"{name}: {' '.join(reason.split())[:200]}")
+        return "can't be reached from here; check network and capture.url"
+    if number == errno.EIO:  # FFmpeg's word for a name that does not resolve
+        return "can't be opened; check that its host name resolves, and capture.url"
+    return ""
 
 
 def _csi(config: CaptureConfig, which: Callable[[str], str | None]) -> tuple[str, ...]:

@@ -78,7 +78,8 @@ class Reader:
         """Until the stream ends. Raises an error of the tree, or _Refused where it can't be opened."""
         with opened(opening, self._config.stall_s) as (container, program):
             if not container.streams.video:
-                raise UnavailableError(f"{opening.name}: the stream has no video; correct the path in capture.url")
+                text = f"{opening.name}: the stream has no video; correct the path in capture.url"
+                raise UnavailableError(text, number=807)
             video = container.streams.video[0]
             video.thread_type = "SLICE"  # threads by frame would hold frames back
             try:
@@ -207,7 +208,7 @@ def _ended(opening: Opening, program: subprocess.Popen[bytes] | None) -> Unavail
     text = f"{opening.name}: {os.path.basename(opening.command[0])} gives no frames"
     with suppress(subprocess.TimeoutExpired):
         text += f" and ended with code {program.wait(1.0)}"
-    return UnavailableError(f"{text}; its own message is above; check the cable and the camera's driver")
+    return UnavailableError(f"{text}; its own message is above; check the cable and the camera's driver", number=806)
 
 
 def whole(data: bytes) -> bool:

@@ -60,6 +60,24 @@ def test_it_is_sandboxed(unit: Path) -> None:
     assert float(found[1]) <= MAX_EXPOSURE
 
 
+@pytest.mark.parametrize("role", ["edge", "fog", "cloud"])
+def test_what_a_jetson_needs_keeps_it_sandboxed(role: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = (ROOT / "deploy" / "systemd" / f"fogline-{role}.service").read_text(encoding="utf-8")
+    unit = tmp_path / f"fogline-{role}.service"
+    unit.write_text(text.replace("/opt/fogline/bin", str(BIN)), encoding="utf-8")
+    added = tmp_path / f"{unit.name}.d"
+    added.mkdir()
+    shutil.copy(ROOT / "deploy" / "systemd" / "jetson.conf", added / "10-board.conf")
+    monkeypatch.setenv("SYSTEMD_UNIT_PATH", f"{tmp_path}:")
+    done = analyze("verify", str(unit))
+    assert (done.returncode, done.stderr) == (0, "")
+    done = analyze("security", "--offline=true", "--no-pager", str(unit))
+    assert "PrivateTmp=" in done.stdout
+    found = re.search(r"Overall exposure level for \S+: ([0-9.]+)", done.stdout)
+    assert found is not None
+    assert float(found[1]) <= MAX_EXPOSURE
+
+
 def test_it_is_watched_restarted_and_limited(unit: Path) -> None:
     found = settings(unit)
     assert found["Type"] == ["notify"]
