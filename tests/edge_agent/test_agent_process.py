@@ -358,3 +358,30 @@ def test_another_filter_without_a_restart(tmp_path: Path, certificates: Any, fre
         until(lambda: reader.health()["library"]["records"] == 2, 60)
         assert reader.stop() == 0
         assert sorted(held(reader)) == sorted(ids(200, 2))
+
+
+@pytest.mark.skipif(not Path("/proc/net/if_inet6").exists(), reason="this host has no IPv6")
+def test_ipv6_alone(tmp_path: Path, certificates: Any) -> None:
+    with socket.socket(socket.AF_INET6) as probe:
+        probe.bind(("::1", 0))
+        port = probe.getsockname()[1]
+    with nodes() as made:
+        own = tls(certificates.tls("fog-1", "fog", hosts=("::1",)))
+        fog = fog_node(tmp_path / "fog", certificates, port, listen=f"[::1]:{port}", tls=own)
+        camera = edge(tmp_path / "edge-1", certificates, f"[::1]:{port}", run=otb_folder(tmp_path / "seq1", 2, 100))
+        reader = edge(tmp_path / "edge-2", certificates, f"[::1]:{port}")
+        made += [fog, camera, reader]
+        for node in made:
+            node.start()
+        until(lambda: reader.health()["library"]["records"] == 2, 60)
+        assert [node.stop() for node in made] == [0, 0, 0]
+
+
+def test_a_name_that_no_server_knows(tmp_path: Path, certificates: Any) -> None:
+    with nodes() as made:
+        agent = edge(tmp_path / "edge-1", certificates, "no-such-gateway.invalid:7400")
+        made += [agent]
+        agent.start()
+        until(lambda: "can't be resolved" in agent.health()["troubles"]["fog"], 30)
+        assert agent.health()["troubles"]["fog"].endswith("[FL803]")
+        assert agent.stop() == 0
