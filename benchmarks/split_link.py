@@ -27,6 +27,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import msgspec
+
 from fogline.benchmarks.hardware import describe
 from fogline.common import pki
 from fogline.common.split import simulate
@@ -183,6 +185,15 @@ class Child:
         self._process.stdin.flush()
 
 
+def stretch(whole: Bandwidth, stem: str, start: int, seconds: float) -> Bandwidth:
+    """`seconds` of a trace, with rates that the token bucket can keep."""
+    rows = [(t, r) for t, r in zip(whole.times, whole.rates, strict=False) if t < start + seconds]
+    first = max((i for i, (t, _) in enumerate(rows) if t <= start), default=0)
+    times = [max(0.0, t - start) for t, _ in rows[first:]]
+    rates = [min(max(8 * r, LEAST_BIT_S), MOST_BIT_S) for _, r in rows[first:]]
+    return Bandwidth(times, rates, f"{stem} from {start} s", last_s=seconds - times[-1])
+
+
 def stretches(options: list[Option], paths: list[Path], setting: Setting, count: int) -> list[tuple[Bandwidth, str]]:
     """`count` traces, groups in turn, and of each the stretch on which the oracle gains most over the best fixed."""
     by_group: dict[str, list[tuple[float, Bandwidth, str]]] = {}
@@ -190,11 +201,7 @@ def stretches(options: list[Option], paths: list[Path], setting: Setting, count:
         whole, found = Bandwidth.read(path), []
         starts = range(0, max(1, int(min(whole.duration_s, 600) - setting.duration_s)), int(setting.duration_s))
         for start in starts:
-            rows = [(t, r) for t, r in zip(whole.times, whole.rates, strict=False) if t < start + setting.duration_s]
-            first = max((i for i, (t, _) in enumerate(rows) if t <= start), default=0)
-            times = [max(0.0, t - start) for t, _ in rows[first:]]
-            rates = [min(max(8 * r, LEAST_BIT_S), MOST_BIT_S) for _, r in rows[first:]]
-            link = Bandwidth(times, rates, f"{path.stem} from {start} s", last_s=setting.duration_s - times[-1])
+            link = stretch(whole, path.stem, start, setting.duration_s)
             best = simulate.best_fixed(options, link, setting)[1].mean_s
             found.append((1 - simulate.oracle(options, link, setting).mean_s / best, link, path.parent.name))
         by_group.setdefault(path.parent.name, []).append(max(found, key=lambda one: one[0]))
@@ -375,6 +382,9 @@ def measure(
         "schema": SCHEMA, "benchmark": "split_link", "hardware": describe(), "model": options.model,
         "policies": names_of_policies, "rtt_s": rtt_s, "seconds": options.seconds, "codecs": options.codecs,
         "accuracy_budget": options.accuracy_budget, "stretches": found,
+        "profiles": {
+            name: msgspec.to_builtins(one, str_keys=True) for name, one in (("device", device), ("host", host))
+        },
         "device": {"whole_s": device.whole_s[1], "hardware": device.hardware}, "host": {"whole_s": host.whole_s[1]},
     }  # fmt: skip
 

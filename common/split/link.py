@@ -6,12 +6,16 @@ transfer is an observation of it (a scalar Kalman filter). What makes the observ
 - the time of a transfer runs from when the link could begin with it (its own start, or the arrival of what was sent
   before it) to its arrival (the acknowledgement less the round trip and what the peer held it for), so neither idle
   gaps nor the peer's work nor waiting behind other bytes count as slowness;
-- a transfer too short to be told from the jitter says only that the link is *at least* so fast: it may raise the
-  rate and never lower it (the rule for application-limited samples of BBR, Cardwell et al. 2016);
-- an observation far outside of what the walk expects means that the link has changed: what was known is dropped;
+- the round trip varies, on a slow or busy device by more than a short transfer takes; so a residual is shared between
+  the two by their variances, and hardly any of it falls on a transfer too short to be told from the jitter;
+- how fast the link is *at least* is known much better, since no round trip is shorter than the least one: a transfer
+  that came too soon for the rate that was believed raises it (as samples of the delivery rate do in BBR, Cardwell et
+  al. 2016);
+- an observation far outside of what both explain means that the link has changed: what was known is dropped;
 - bytes that are overdue say that the link is *at most* so fast, before any acknowledgement comes.
 
-The round trip is smoothed as in RFC 6298. All times are seconds of one steady clock of the caller's.
+The round trip is smoothed as in RFC 6298, and looked at again at times, since a busy end answers later. All times are
+seconds of one steady clock of the caller's.
 """
 
 from __future__ import annotations
@@ -78,6 +82,7 @@ class LinkSettings:
     probe_every_s: tuple[float, float] = (0.15, 5.0)  # least and most between two probes of an idle link
     probe_bytes: tuple[int, int] = (1 << 10, 256 << 10)  # least and most in one probe
     probe_s: float = 0.02  # how long a probe should occupy the link at the rate in question
+    trip_every_s: float = 2.0  # between two looks at the round trip, which a busy device makes longer than an idle one
     chance: float = 0.05  # that the rate has crossed the one in question, from which on a probe is due
 
 
@@ -98,7 +103,9 @@ class LinkEstimator:
         self._variance = math.inf
         self._observed = -math.inf  # when it was last observed
         self._trip_s = 0.0
+        self._least_s = 0.0  # of the round trips, of late
         self._trips = 0  # round trips that were told
+        self._tripped = -math.inf  # when the last of them ended
         self._jitter = 0.0
         self._outstanding: deque[_Outstanding] = deque()
         self._numbers = 0
@@ -111,14 +118,20 @@ class LinkEstimator:
         self._deviations = NormalDist().inv_cdf(1 - self.settings.chance)
         self.events = 0  # rises with all that is told
 
-    def round_trip(self, seconds: float) -> None:
+    def trip_due(self, now: float) -> bool:
+        """Whether the round trip should be looked at again, by a message too small to fill the idle link."""
+        return not (self._outstanding or self._lost) and now - self._tripped >= self.settings.trip_every_s
+
+    def round_trip(self, seconds: float, now: float = -math.inf) -> None:
         """The measured round trip of a message too small to fill the link."""
         if not (seconds >= 0 and math.isfinite(seconds)):
             raise InternalError(f"a round trip of {seconds} s; give a time that passed on a steady clock")
         self.events += 1
         self._trips += 1
+        self._tripped = max(self._tripped, now)
+        self._least_s = min(seconds, self._least_s + (self._trip_s - self._least_s) / 32)
         if self._trips == 1:
-            self._trip_s, self._jitter = seconds, seconds / 8
+            self._trip_s, self._least_s, self._jitter = seconds, seconds, seconds / 8
         else:
             self._jitter += (abs(seconds - self._trip_s) - self._jitter) / 4
             self._trip_s += (seconds - self._trip_s) / 8
@@ -158,7 +171,8 @@ class LinkEstimator:
         self.events += 1
         arrival = max(now - held_s - self._trip_s, found.begun)
         # The round trip is an estimate, so what was sent later may seem to have arrived first.
-        taken = max(0.0, arrival - max(found.begun, self._arrived))
+        since = max(found.begun, self._arrived)
+        taken, most = max(0.0, arrival - since), max(0.0, now - held_s - self._least_s - since)
         found.through = through
         if through == found.count:
             self._outstanding.popleft()
@@ -166,7 +180,7 @@ class LinkEstimator:
         self._progress = now
         if self._lost:
             self._lost, self._wait = False, self.settings.probe_every_s[0]
-        self._observe(now, fresh, taken)
+        self._observe(now, fresh, taken, most)
 
     def lost(self, now: float) -> None:
         """The connection broke: what was outstanding will never be acknowledged."""
@@ -246,29 +260,40 @@ class LinkEstimator:
     def _spread(self, now: float) -> float:
         return math.sqrt(self._variance + self._drift * max(0.0, now - self._observed))
 
-    def _observe(self, now: float, count: int, seconds: float) -> None:
-        """One transfer of `count` bytes took `seconds` of the link."""
-        blur = max(self._jitter, self.settings.clock_s)
-        if seconds <= 2 * blur:
-            least = math.log((seconds + 2 * blur) / count)  # it may have been faster than this, and no slower
-            if math.isnan(self._x) or self._x > least:
-                self._x, self._variance, self._observed = least, 0.25, now
-            return
-        seen = math.log(seconds / count)
-        noise = (blur / seconds) ** 2 + self.settings.noise**2
+    def _observe(self, now: float, count: int, seconds: float, most: float) -> None:
+        """One transfer of `count` bytes took `seconds` of the link if its round trip was the usual one.
+
+        `most`: if its round trip was the least one.
+        """
+        settings = self.settings
+        blur = max(self._jitter, settings.clock_s)
+        most = most * (1 + settings.noise) + max(settings.clock_s, blur / 4)
         if math.isnan(self._x):
-            self._x, self._variance = seen, noise
-        else:
-            before = self._variance + self._drift * max(0.0, now - self._observed)
-            apart = seen - self._x
-            if apart * apart > self.settings.surprise**2 * (before + noise):
-                before = apart * apart  # which is also a reason to look again soon
-                self._wait = self.settings.probe_every_s[0]
-            else:
-                self._wait = min(1.5 * self._wait, self.settings.probe_every_s[1])
-            gain = before / (before + noise)
-            self._x += gain * apart
-            self._variance = (1 - gain) * before
+            self._known(now, count, max(seconds, min(2 * blur, most)), blur)
+            return
+        expected = count * math.exp(self._x)
+        before = self._variance + self._drift * max(0.0, now - self._observed)
+        apart = seconds - expected
+        share = expected**2 * before
+        share /= share + blur**2 + (settings.noise * expected) ** 2
+        if apart**2 * share > (settings.surprise * expected) ** 2 * before and max(seconds, expected) > 2 * blur:
+            # Far outside of what the walk expects: the link has changed, which is a reason to look again soon.
+            self._wait = settings.probe_every_s[0]
+            self._known(now, count, max(seconds, min(2 * blur, most)), blur)
+            return
+        self._wait = min(1.5 * self._wait, settings.probe_every_s[1])
+        found = max(expected + share * apart, min(2 * blur, most, expected))
+        if most < found:
+            self._known(now, count, most, blur)
+            return
+        self._x = math.log(found / count)
+        self._variance = (1 - share) * before
+        self._observed = now
+
+    def _known(self, now: float, count: int, seconds: float, blur: float) -> None:
+        """What was known before is dropped."""
+        self._x = math.log(seconds / count)
+        self._variance = min((blur / seconds) ** 2, 0.25) + self.settings.noise**2
         self._observed = now
 
     def _overdue(self, now: float) -> float:

@@ -5,6 +5,7 @@
     on the answer:              planner.answered(now, ticket, held_s=…)
     at ticket.overdue_at:       compute the rest here as well; the first result counts
     meanwhile, and when idle:   size = planner.probe_due(now); planner.probing(now, size) … planner.probed(now, …)
+                                and where planner.trip_due(now): planner.link.round_trip(seconds, now)
     while all is computed here: choice = planner.second_thought(now, remaining), after each answer and probe
 
 Only the first hop is observed by the client; the estimate of a second hop is what the host in between reports.
@@ -103,6 +104,10 @@ class Planner:
                 return soonest
             self._asked, self._due = self.link.events, self.link.probe_at(self._worth(now))
         return self._due
+
+    def trip_due(self, now: float) -> bool:
+        """Whether a message of one byte should go out now, whose answer is told to `link.round_trip`."""
+        return self.policy.adaptive and self.link.trip_due(now)
 
     def _worth(self, now: float) -> float | None:
         return self.policy.worth_bit_s(self.live.load, self.link.estimate(now).rtt_s)

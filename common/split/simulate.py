@@ -12,8 +12,10 @@ mean over the samples. A second hop has a rate that does not change.
 
 from __future__ import annotations
 
+import dataclasses
 import heapq
 import math
+import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -26,6 +28,7 @@ from fogline.common.split.planner import Planner, Ticket
 from fogline.common.split.policies.base import Objective, Policy
 
 CONNECT_S = 1.0  # how long a first request waits for the probe of a fresh connection, at most
+TINY_PROBES = 5  # for the round trip, when a client connects
 PROBE_TICK_S = 0.05  # how often a device that computes looks whether a probe is due
 
 
@@ -35,6 +38,10 @@ class Setting:
 
     `objective`: by what the oracle and the best fixed choice are chosen. `samples`: that come at once. `beyond`: the
     second hop, where there is one. `every_s`: from one request's begin to the next one's, at least.
+
+    What a real device adds, none by default: `send_s`, the mean of what it takes a busy device to hand a transfer to
+    the network and its answer back, exponentially distributed; `probe_s`, what a probe takes of the device's time;
+    `scatter`, the relative standard deviation of computing times, and `seed` for both.
     """
 
     rtt_s: float = 0.02
@@ -45,10 +52,23 @@ class Setting:
     samples: int = 1
     beyond: LinkEstimate | None = None
     every_s: float = 0.0
+    send_s: float = 0.0
+    probe_s: float = 0.0
+    scatter: float = 0.0
+    seed: int = 0
 
     def __post_init__(self) -> None:
         """Raise InputError for what no link has."""
-        for name, least in (("rtt_s", 0.0), ("duration_s", 0.001), ("overhead", 1.0), ("samples", 1), ("every_s", 0.0)):
+        for name, least in (
+            ("rtt_s", 0.0),
+            ("duration_s", 0.001),
+            ("overhead", 1.0),
+            ("samples", 1),
+            ("every_s", 0.0),
+            ("send_s", 0.0),
+            ("probe_s", 0.0),
+            ("scatter", 0.0),
+        ):
             value = getattr(self, name)
             if not (value >= least and math.isfinite(value)):
                 raise InputError(f"{name} {value}; give {least:g} or more")
@@ -166,13 +186,40 @@ def _cost(option: Option, now: float, left: int, bandwidth: Bandwidth, setting: 
     return (seconds if setting.objective.kind == "latency" else joules) / left
 
 
+class _Chance:
+    """What computing and sending really take, drawn for each request."""
+
+    def __init__(self, setting: Setting) -> None:
+        self._setting, self._random = setting, random.Random(setting.seed)
+
+    def computed_s(self, seconds: float) -> float:
+        """Of what is profiled as `seconds`."""
+        scatter = self._setting.scatter
+        return seconds * max(0.5, self._random.gauss(1.0, scatter)) if scatter else seconds
+
+    def sent_s(self, device_s: float) -> float:
+        """Beyond link and round trip; a device that did not compute before has time for it at once."""
+        mean = self._setting.send_s
+        return self._random.expovariate(1 / min(mean, device_s)) if mean and device_s else 0.0
+
+    def of(self, option: Option) -> Option:
+        """The option as it goes this time."""
+        if not self._setting.scatter:
+            return option
+        hosts = tuple(self.computed_s(one) for one in option.hosts_s)
+        return dataclasses.replace(option, hosts_s=hosts, rest_s=self.computed_s(option.rest_s))
+
+
 def _unaware(name: str, choose: Callable[[float, int], Option], bandwidth: Bandwidth, setting: Setting) -> Run:
     run, now, end = Run(name), 0.0, min(setting.duration_s, bandwidth.duration_s)
+    chance = _Chance(setting)
     while now < end:
         burst = _Burst(now, setting.samples)
         while burst.left:
             option = choose(now, burst.left)
-            now, energy = _end(option, now, bandwidth, setting)
+            now, energy = _end(chance.of(option), now, bandwidth, setting)
+            if option.cuts:
+                now += chance.sent_s(option.hosts_s[0])
             burst.did(option, now, energy)
         run.requests.append(burst.request())
         now = max(now, burst.begun + setting.every_s)
@@ -212,11 +259,13 @@ class _Client:
             raise InputError("a trace is of one hop; say what the second is, or leave out the profile behind it")
         self.bandwidth, self.setting = bandwidth, setting
         self.link = LinkEstimator(setting.link)
-        self.link.round_trip(setting.rtt_s)  # of the handshake
         self.planner = Planner(policy, self.link, power=setting.objective.power)
         if setting.beyond is not None:
             self.planner.link_beyond(setting.beyond)
         self.result = Run(policy.name)
+        self._chance = _Chance(setting)
+        for _ in range(TINY_PROBES):
+            self.link.round_trip(setting.rtt_s + self._chance.sent_s(math.inf), 0.0)
         self._free = 0.0  # when the link has carried all that was sent
         self._answers: list[tuple[float, int, Ticket, float]] = []  # not yet seen: time, order, ticket, held
 
@@ -250,15 +299,19 @@ class _Client:
         before = time.perf_counter()
         choice = self.planner.decide(now, burst.left)
         self.result.decision_s.append(time.perf_counter() - before)
-        option = choice.option
+        option = self._chance.of(choice.option)
         sent_at = now + option.hosts_s[0]
         if not option.cuts:
             done = self._meanwhile(now, sent_at, option.batch)
+            if done >= sent_at:
+                self.planner.live.computed(0, done - now, choice.option.hosts_s[0])
             burst.did(option, done, (done - now) * power.compute_w)
             return done
+        self.planner.live.computed(0, option.hosts_s[0], choice.option.hosts_s[0])
         self._deliver(sent_at)
         ticket = self.planner.sending(sent_at, choice)
-        answer = self._send(sent_at, option.coded_bytes[0], ticket, _held_s(option, self.setting))
+        late = self._chance.sent_s(choice.option.hosts_s[0])
+        answer = self._send(sent_at, option.coded_bytes[0], ticket, _held_s(option, self.setting), late)
         gone, done = self._free, answer
         if answer > ticket.overdue_at:
             done = min(answer, ticket.overdue_at + option.rest_s)
@@ -270,10 +323,10 @@ class _Client:
         burst.did(option, done, energy, fell_back)
         return done
 
-    def _send(self, now: float, count: float, ticket: Ticket, held_s: float) -> float:
-        """Put bytes on the link; returns when their answer is here."""
+    def _send(self, now: float, count: float, ticket: Ticket, held_s: float, late_s: float = 0.0) -> float:
+        """Put bytes on the link; returns when their answer is here, `late_s` after it could be."""
         self._free = self.bandwidth.finish(max(now, self._free), count * self.setting.overhead)
-        answer = self._free + self.setting.rtt_s + held_s
+        answer = self._free + self.setting.rtt_s + held_s + late_s
         heapq.heappush(self._answers, (answer, ticket.number, ticket, held_s))
         return answer
 
@@ -286,13 +339,19 @@ class _Client:
             came = True
         return came
 
-    def _probe(self, now: float) -> None:
+    def _probe(self, now: float) -> float:
+        """Send one if it is due; returns what it takes of the device's time."""
         size = self.planner.probe_due(now)
-        if size is not None:
-            power, begun = self.setting.objective.power, max(now, self._free)
-            self._send(now, size, self.planner.probing(now, size), 0.0)
-            self.result.probe_bytes += size
-            self.result.probe_j += (self._free - begun) * max(0.0, power.transmit_w - power.idle_w)
+        if size is None:
+            if not self.planner.trip_due(now):
+                return 0.0
+            self.link.round_trip(self.setting.rtt_s + self._chance.sent_s(math.inf), now)
+            return self.setting.probe_s
+        power, begun = self.setting.objective.power, max(now, self._free)
+        self._send(now, size, self.planner.probing(now, size), 0.0, self._chance.sent_s(math.inf))
+        self.result.probe_bytes += size
+        self.result.probe_j += (self._free - begun) * max(0.0, power.transmit_w - power.idle_w)
+        return self.setting.probe_s
 
     def _meanwhile(self, now: float, until: float, batch: int) -> float:
         """The device computes; answers arrive and probes go out. Returns when a result is there."""
@@ -306,7 +365,7 @@ class _Client:
                     sent_at = at + option.hosts_s[0]
                     ticket = self.planner.sending(sent_at, choice)
                     answer = self._send(sent_at, option.coded_bytes[0], ticket, _held_s(option, self.setting))
-            self._probe(at)
+            until += self._probe(at)
             at = min(at + PROBE_TICK_S, self._answers[0][0]) if self._answers else at + PROBE_TICK_S
         done = min(until, answer)
         self._deliver(done)

@@ -211,14 +211,18 @@ class HostLink:
     def _probe_if_due(self) -> None:
         now = time.monotonic()
         with self.lock:
+            size, again, trip = None, False, False
             if not self._known.is_set():
-                size, again = None, now >= self.link.soonest_probe
-            else:
-                size, again = None if self.planner is None else self.planner.probe_due(now), False
+                again = now >= self.link.soonest_probe
+            elif self.planner is not None:
+                size = self.planner.probe_due(now)
+                trip = size is None and self.planner.trip_due(now)
         if again:
             self._probe(self._first)
         elif size is not None:
             self._probe(lambda: self._padding(size))
+        elif trip:
+            self._probe(self._trip)
 
     def _break(self, session: _Session) -> None:
         """The connection is gone: what was on it is not waited for. Under the lock."""
@@ -251,9 +255,14 @@ class HostLink:
             seconds = self._exchange(1)
             if number:
                 with self.lock:
-                    self.link.round_trip(seconds)
+                    self.link.round_trip(seconds, time.monotonic())
         self._padding(FIRST_PROBE)
         self._known.set()
+
+    def _trip(self) -> None:
+        seconds = self._exchange(1)
+        with self.lock:
+            self.link.round_trip(seconds, time.monotonic())
 
     def _padding(self, size: int) -> None:
         with self.lock:

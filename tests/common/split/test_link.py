@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 from itertools import pairwise
 
 import pytest
@@ -109,6 +110,44 @@ def test_noise_is_averaged() -> None:
     for index in range(40):
         now = send(link, now, 50_000, 4e6 * (1.15 if index % 2 else 0.87))
     assert link.estimate(now).rate_bit_s == pytest.approx(4e6, rel=0.1)
+
+
+def test_a_busy_end_that_answers_late_does_not_make_the_link_slow() -> None:
+    """10 kB over 100 Mbit/s take 0.8 ms, and the device tens of them for what it does about them."""
+    late, link = random.Random(3), LinkEstimator()
+    for _ in range(5):
+        link.round_trip(0.001 + late.expovariate(100), 0.0)
+    now, trip, seen = 1.0, 1.0, []
+    for _ in range(60):
+        number = link.begin(now, 10_000)
+        now += 0.0018 + late.expovariate(100)
+        link.acknowledge(now, number)
+        seen.append(link.estimate(now).rate_bit_s or 0.0)
+        now += 0.06
+        if link.trip_due(now):
+            trip = now
+            link.round_trip(0.001 + late.expovariate(100), now)
+    assert trip > 1.0
+    assert sorted(seen[10:])[len(seen[10:]) // 2] > 10e6  # the mean round trip and its jitter alone say 5 Mbit/s
+    # And it is not deaf: where the link is slow, that is seen at once.
+    number = link.begin(now, 10_000)
+    link.acknowledge(now + 0.2, number)
+    assert (link.estimate(now + 0.2).rate_bit_s or 0.0) < 1e6
+
+
+def test_the_round_trip_is_looked_at_again_where_nothing_else_is_under_way() -> None:
+    link = LinkEstimator()
+    assert link.trip_due(0.0)
+    link.round_trip(0.01, 0.0)
+    every = link.settings.trip_every_s
+    assert not link.trip_due(0.9 * every)
+    assert link.trip_due(every)
+    number = link.begin(every, 1000)
+    assert not link.trip_due(every)
+    link.acknowledge(every + 0.1, number)
+    assert link.trip_due(every + 0.1)
+    link.lost(every + 0.2)
+    assert not link.trip_due(2 * every)
 
 
 def test_silence_lowers_the_rate_and_then_ends_the_link_within_the_deadline() -> None:

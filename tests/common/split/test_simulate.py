@@ -6,13 +6,15 @@ import math
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from fogline.common.errors import InputError
 from fogline.common.split import simulate
 from fogline.common.split.bandwidth import Bandwidth
-from fogline.common.split.options import Option, enumerate_options
-from fogline.common.split.policies.base import make
+from fogline.common.split.link import LinkEstimate
+from fogline.common.split.options import Option, Power, enumerate_options
+from fogline.common.split.policies.base import Objective, make
 from fogline.common.split.profile import Profile
 from fogline.common.split.simulate import Setting
 
@@ -101,8 +103,53 @@ def test_bytes_that_nobody_waits_for_still_hold_up_the_next(options: list[Option
     assert {one.option for one in after} == {"local"}
 
 
+def test_a_device_that_is_late_and_uneven_is_planned_for_nearly_as_well(options: list[Option]) -> None:
+    link = Bandwidth([0, 10, 20, 30, 40], [20e6, 0.3e6, 80e6, 0.8e6, 60e6])
+    real = Setting(duration_s=50.0, rtt_s=0.001, send_s=0.03, probe_s=0.01, scatter=0.1, seed=5)
+    oracle = simulate.oracle(options, link, real)
+    joint = simulate.planned(make("joint", options), link, real)
+    ideal = simulate.oracle(options, link, Setting(duration_s=50.0, rtt_s=0.001))
+    assert oracle.mean_s > ideal.mean_s
+    assert joint.mean_s < 1.12 * oracle.mean_s
+    assert joint.requests == simulate.planned(make("joint", options), link, real).requests
+
+
+def test_energy_is_what_the_device_draws_while_it_computes_sends_and_waits(options: list[Option]) -> None:
+    power = Power(10.0, 4.0, 1.0)
+    setting = Setting(duration_s=5.0, every_s=1.0, objective=Objective("energy", power))
+    link = Bandwidth([0.0], [8e6], last_s=60.0)
+    run = simulate.fixed(by_name(options, "input int8"), link, setting)
+    assert run.mean_j == pytest.approx(10 * 8 * 0.002 + 4 * 0.1 + 1 * (0.02 + 0.102))
+    assert [one.begun for one in run.requests] == pytest.approx([0.0, 1.0, 2.0, 3.0, 4.0])
+    assert simulate.fixed(by_name(options, "local"), link, setting).mean_j == pytest.approx(10 * 0.8)
+    frugal = simulate.planned(make("joint", options, {"objective": "energy", "power": power}), link, setting)
+    assert frugal.mean_j < 1.2 * simulate.oracle(options, link, setting).mean_j
+
+
+def test_what_comes_at_once_goes_in_the_batches_that_end_first(make_profile: Make) -> None:
+    host = make_profile(0.1)
+    flat = msgspec.structs.replace(host, whole_s={1: 0.1, 4: 0.12, 8: 0.3})
+    options = [one for size in (1, 4, 8) for one in enumerate_options([flat], size)]
+    link, setting = Bandwidth([0.0], [1e6], last_s=60.0), Setting(duration_s=2.0, samples=8)
+    run = simulate.planned(make("joint", options), link, setting)
+    assert {one.option for one in run.requests} == {"local x4"}
+    assert run.mean_s == pytest.approx((0.12 + 0.24) / 2)
+    assert simulate.oracle(options, link, setting).mean_s == pytest.approx(run.mean_s)
+    assert simulate.best_fixed(options, link, setting)[0].batch == 4
+
+
+def test_a_second_hop_is_used_where_it_pays(make_profile: Make) -> None:
+    options = enumerate_options([make_profile(8.0), make_profile(4.0), make_profile(0.05)], 1)
+    link = Bandwidth([0.0], [20e6], last_s=60.0)
+    near, far = (Setting(duration_s=20.0, beyond=LinkEstimate.stated(rate, 0.01)) for rate in (1e9, 1e4))
+    for setting, hops in ((near, 2), (far, 1)):
+        run = simulate.planned(make("joint", options, {"accuracy_budget": 1.0}), link, setting)
+        assert {one.option.count("|") for one in run.requests[1:]} == {hops - 1}
+        assert run.mean_s < 1.05 * simulate.oracle(options, link, setting).mean_s
+
+
 def test_settings_that_no_link_has_are_refused(make_profile: Make) -> None:
-    for bad in ({"rtt_s": -1.0}, {"duration_s": 0.0}, {"overhead": 0.5}, {"rtt_s": math.nan}):
+    for bad in ({"rtt_s": -1.0}, {"duration_s": 0.0}, {"overhead": 0.5}, {"rtt_s": math.nan}, {"samples": 0}):
         with pytest.raises(InputError, match=next(iter(bad))):
             Setting(**bad)
     three = enumerate_options([make_profile()] * 3, 1)
