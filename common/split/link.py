@@ -24,10 +24,12 @@ import math
 from collections import deque
 from dataclasses import dataclass
 from enum import Enum
-from statistics import NormalDist
+from statistics import NormalDist, median
 from typing import NamedTuple
 
 from fogline.common.errors import InternalError
+
+FIRST_TRIPS = 5
 
 
 class LinkState(Enum):
@@ -105,6 +107,7 @@ class LinkEstimator:
         self._trip_s = 0.0
         self._least_s = 0.0  # of the round trips, of late
         self._trips = 0  # round trips that were told
+        self._first: list[float] = []  # of them
         self._tripped = -math.inf  # when the last of them ended
         self._jitter = 0.0
         self._outstanding: deque[_Outstanding] = deque()
@@ -129,12 +132,22 @@ class LinkEstimator:
         self.events += 1
         self._trips += 1
         self._tripped = max(self._tripped, now)
-        self._least_s = min(seconds, self._least_s + (self._trip_s - self._least_s) / 32)
-        if self._trips == 1:
-            self._trip_s, self._least_s, self._jitter = seconds, seconds, seconds / 8
+        self._least_s = (
+            min(seconds, self._least_s + (self._trip_s - self._least_s) / 32) if self._trips > 1 else seconds
+        )
+        if self._trips <= FIRST_TRIPS:  # of few the median, since a busy device answers some of them very late
+            self._first.append(seconds)
+            self._trip_s = median(self._first)
+            self._jitter = max(median(abs(one - self._trip_s) for one in self._first), self._trip_s / 8)
         else:
-            self._jitter += (abs(seconds - self._trip_s) - self._jitter) / 4
-            self._trip_s += (seconds - self._trip_s) / 8
+            self._settle(seconds - self._trip_s, 1.0)
+
+    def _settle(self, late_s: float, share: float) -> None:
+        """An answer came so much later than the round trip says, which has that share in it."""
+        late_s *= share
+        late_s = max(-4 * self._jitter, min(late_s, 4 * self._jitter))
+        self._jitter += share * (abs(late_s) - self._jitter) / 4
+        self._trip_s = max(self._least_s, self._trip_s + late_s / 8)
 
     def begin(self, now: float, count: int) -> int:
         """`count` bytes are ready and on their way; returns the transfer's number."""
@@ -172,7 +185,7 @@ class LinkEstimator:
         arrival = max(now - held_s - self._trip_s, found.begun)
         # The round trip is an estimate, so what was sent later may seem to have arrived first.
         since = max(found.begun, self._arrived)
-        taken, most = max(0.0, arrival - since), max(0.0, now - held_s - self._least_s - since)
+        taken, most = now - held_s - self._trip_s - since, max(0.0, now - held_s - self._least_s - since)
         found.through = through
         if through == found.count:
             self._outstanding.popleft()
@@ -254,7 +267,7 @@ class LinkEstimator:
         per_byte = 8.0 / rate_bit_s if rate_bit_s and 0 < rate_bit_s < math.inf else math.exp(self._x)
         if not per_byte > 0:  # nothing known at all
             return 4 * least
-        seconds = max(self.settings.probe_s, 4 * self._jitter)
+        seconds = min(max(self.settings.probe_s, 4 * self._jitter), 3 * self.settings.probe_s)
         return int(min(max(seconds / per_byte, least), most))
 
     def _spread(self, now: float) -> float:
@@ -269,10 +282,12 @@ class LinkEstimator:
         blur = max(self._jitter, settings.clock_s)
         most = most * (1 + settings.noise) + max(settings.clock_s, blur / 4)
         if math.isnan(self._x):
+            seconds = max(0.0, seconds)
             self._known(now, count, max(seconds, min(2 * blur, most)), blur)
             return
         expected = count * math.exp(self._x)
         before = self._variance + self._drift * max(0.0, now - self._observed)
+        late, seconds = seconds - expected, max(0.0, seconds)
         apart = seconds - expected
         share = expected**2 * before
         share /= share + blur**2 + (settings.noise * expected) ** 2
@@ -282,6 +297,7 @@ class LinkEstimator:
             self._known(now, count, max(seconds, min(2 * blur, most)), blur)
             return
         self._wait = min(1.5 * self._wait, settings.probe_every_s[1])
+        self._settle(late, 1 - share)
         found = max(expected + share * apart, min(2 * blur, most, expected))
         if most < found:
             self._known(now, count, most, blur)
