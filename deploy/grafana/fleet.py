@@ -174,6 +174,32 @@ FLEET = Dashboard(
             ),
         ),
         Row(
+            "Boards",
+            (
+                lines(
+                    "Temperature",
+                    "By the kernel's thermal zones; nothing for hosts without any. Boards slow down at about 80 °C.",
+                    (f"fogline_board_celsius{{{ME}}}", f"{WHO} {{{{zone}}}}"),
+                    unit="celsius",
+                    limit=80,
+                    limits=(None, None),
+                ),
+                states(
+                    "Throttling",
+                    "Whether a board runs slower than it could, and why. under_voltage: a stronger power supply helps.",
+                    f"fogline_board_throttled{{{ME}}}",
+                    f"{WHO} {{{{reason}}}}",
+                    (("no", GREEN), ("slower", RED)),
+                ),
+                lines(
+                    "Power",
+                    "Electrical power by supply rail, of boards that measure it.",
+                    (f"fogline_board_power_watts{{{ME}}}", f"{WHO} {{{{rail}}}}"),
+                    unit="watt",
+                ),
+            ),
+        ),
+        Row(
             "What they complain of",
             (
                 lines(

@@ -10,14 +10,16 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from prometheus_client import CollectorRegistry, start_http_server
 
+from fogline.common.board import BoardCollector
 from fogline.common.data.clip import write_clip
 from fogline.common.data.load import load_sequence
 from fogline.deploy.local.cluster import Cluster, Settings
@@ -72,8 +74,35 @@ def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]
         assert all(ports.values())
         for name in ("cloud", "fog"):
             prometheus.watch(name, [ports[name] or 0])
-        prometheus.watch("edge", [port or 0 for name, port in ports.items() if name.startswith("edge")])
+        edges = [port or 0 for name, port in ports.items() if name.startswith("edge")]
+        prometheus.watch("edge", [*edges, stack.enter_context(_board(folder / "board"))])
         yield Deployment(cluster, prometheus)
+
+
+@contextmanager
+def _board(root: Path) -> Iterator[int]:
+    """Where a board's sensors are told, from a file tree as a Jetson's kernel lays it out: no board is at hand."""
+    for path, text in {
+        "class/thermal/thermal_zone0/type": "cpu-thermal",
+        "class/thermal/thermal_zone0/temp": "48250",
+        "class/thermal/cooling_device3/type": "cpufreq-cpu0",
+        "class/thermal/cooling_device3/cur_state": "0",
+        "class/hwmon/hwmon3/name": "ina3221",
+        "class/hwmon/hwmon3/in1_label": "VDD_IN",
+        "class/hwmon/hwmon3/in1_input": "5072",
+        "class/hwmon/hwmon3/curr1_input": "1200",
+    }.items():
+        (root / "sys" / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / "sys" / path).write_text(text)
+    registry = CollectorRegistry()
+    registry.register(BoardCollector(root))
+    server, thread = start_http_server(0, "127.0.0.1", registry)
+    try:
+        yield server.server_port
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
 
 
 def _tail_host(folder: Path) -> tuple[str, ...]:
