@@ -8,6 +8,8 @@ import json
 import queue
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from fogline.cli import main
 from fogline.common import pki
 from fogline.common.authority import token
 from fogline.common.authority.join import join
+from fogline.common.authority.keeper import ensure
 from fogline.common.config import TlsConfig
 from fogline.common.errors import FoglineError, IdentityError
 from fogline.common.rpc.accounting import LinkMeter
@@ -34,8 +37,13 @@ REFRESH_S = 0.3
 class Deployment:
     """Processes that joined one certificate service."""
 
-    def __init__(self, folder: Path, service: Service, made: list[Node]) -> None:
-        self.folder, self.service, self._made = folder, service, made
+    def __init__(self, folder: Path, start: Callable[..., Service], flags: tuple[str, ...], made: list[Node]) -> None:
+        self._start = start
+        self.folder, self.service, self._made = folder, start(*flags), made
+
+    def serve_again(self, *flags: str) -> None:
+        """Start the certificate service again, where it was."""
+        self.service = self._start(*flags)
 
     def join(self, role: str, name: str, *flags: str) -> TlsConfig:
         """Files of a device that joined."""
@@ -75,7 +83,7 @@ class Deployment:
 def deploy(tmp_path: Path, start_service: Callable[..., Service]) -> Iterator[Callable[..., Deployment]]:
     """`deploy(*flags)`: a deployment whose certificate service has these flags."""
     with nodes() as made:
-        yield lambda *flags: Deployment(tmp_path, start_service(*flags), made)
+        yield lambda *flags: Deployment(tmp_path, start_service, flags, made)
 
 
 def serial(tls: TlsConfig) -> int:
@@ -218,3 +226,24 @@ def test_the_authority_is_changed_under_a_deployment_that_goes_on(
         status = FleetServiceStub(channel).FleetStatus(control_pb2.FleetStatusRequest())
     assert [device.name for device in status.devices if device.alive] == ["cam"]
     assert pids == (cloud.pid, edge.pid)
+
+
+def test_a_device_that_was_off_renews_at_its_start_and_once_for_all(
+    deploy: Callable[..., Deployment], wait_until: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    deployment = deploy("--lifetime", "2s")
+    tls = deployment.join("edge", "cam")
+    first = serial(tls)
+    pem = tls.files()[1].read_bytes()
+    wait_until(lambda: datetime.now(timezone.utc) >= pki.inspect(pem).not_after, 10, "the certificate to end")
+    deployment.service.kill()
+    ensure(tls)  # nobody is there: said, and left to the start to fail
+    assert "can't be renewed" in caplog.text
+    assert serial(tls) == first
+    deployment.serve_again("--lifetime", "1h")
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(ensure, [tls] * 4))
+    assert serial(tls) != first
+    ca, cert, key = (path.read_bytes() for path in tls.files())
+    assert pki.check(cert, ca, key).name == "cam"
+    assert deployment.service.log.read_text().count('"renewed"') == 1
