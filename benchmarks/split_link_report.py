@@ -4,7 +4,8 @@
 
 FILE is what `split_link --json` wrote. From its requests come how much slower than profiled device and host were, by
 how much computing scattered, and what sending took beyond the link; each policy is then simulated with these, the
-oracle and the fixed choice too. `--json` writes a smaller file: the same, and of each request the columns named there.
+oracle and the fixed choice too. `--json` writes a smaller file: the same, and of each request the columns named there,
+with the option as a place in `options`.
 """
 
 from __future__ import annotations
@@ -103,7 +104,8 @@ def main() -> None:
     sys.stdout.write("\n".join(lines(rows, result["policies"], seen)) + "\n")
     if options.json:
         kept = {key: value for key, value in result.items() if key not in ("stretches", "schema")}
-        made = {"schema": SCHEMA, **kept, "observed": seen, "columns": COLUMNS, "stretches": rows}
+        made = {"schema": SCHEMA, **kept, "observed": seen, "columns": COLUMNS}
+        made |= {"options": [one.name for one in choices], "stretches": rows}
         options.json.write_text(json.dumps(made) + "\n")
 
 
@@ -122,15 +124,22 @@ def compared(
         params = {"accuracy_budget": budget} if policy == "joint" else {}
         return simulate.planned(make(policy, choices, params), link, here).mean_s
 
+    places = {one.name: place for place, one in enumerate(choices)}
     policies = {}
     for policy, told in row["policies"].items():
         policies[policy] = {
             "real": told["real"],
             "simulated_as_profiled_s": told["simulated"]["mean_s"],
             "simulated_as_observed_s": statistics.fmean(simulated(policy, seed) for seed in range(SEEDS)),
-            "requests": [[[one.get(key) for key in COLUMNS] for one in run] for run in told["requests"]],
+            "requests": [[_columns(one, places) for one in run] for run in told["requests"]],
         }
     return {**{key: row[key] for key in ("trace", "group", "best_fixed")}, "policies": policies}
+
+
+def _columns(record: dict[str, Any], places: dict[str, int]) -> list[Any]:
+    values = [record.get(key) for key in COLUMNS]
+    values[COLUMNS.index("option")] = places[record["option"]]
+    return values
 
 
 def lines(rows: list[dict[str, Any]], names: list[str], seen: dict[str, float]) -> list[str]:

@@ -1,10 +1,11 @@
 """A cable that is pulled and put back between a model and its host: answers in time, and the host again after.
 
-Needs root and `ip`, for a network namespace of the host's own. `pytest --junitxml=FILE` writes the times.
+Needs root and `ip`, for a network namespace of the host's own. `pytest -rP --log-level=INFO` tells the times.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import secrets
 import shutil
@@ -31,6 +32,8 @@ pytestmark = [
     pytest.mark.skipif(os.geteuid() != 0, reason="a network namespace needs root"),
     pytest.mark.skipif(shutil.which("ip") is None, reason="needs ip, of the package iproute2"),
 ]
+
+log = logging.getLogger(__name__)
 
 HERE, THERE = "10.99.8.1", "10.99.8.2"
 DEADLINE_S = 0.5
@@ -89,9 +92,7 @@ def far(cable: Cable, tmp_path: Path) -> Iterator[tuple[HostProcess, TlsConfig]]
 
 
 @pytest.mark.parametrize("seconds", [3.0, 20.0], ids=["shorter than a stall", "longer than a stall"])
-def test_answers_in_time_and_the_host_again(
-    cable: Cable, far: tuple[HostProcess, TlsConfig], seconds: float, record_property: Callable[[str, object], None]
-) -> None:
+def test_answers_in_time_and_the_host_again(cable: Cable, far: tuple[HostProcess, TlsConfig], seconds: float) -> None:
     host, tls = far
     model = fresh().eval()
     profile = measure(
@@ -139,7 +140,7 @@ def test_answers_in_time_and_the_host_again(
         "asked_in_vain": sum(one[1] > 0.1 for one in away),
     }
     for name, value in told.items():
-        record_property(name, value)
+        log.info("%g s without a link: %s %.3g", seconds, name, value)
     assert took[-1][2] == "host"
     assert told["longest_s"] < DEADLINE_S + DEVICE_S
     assert {one[2] for one in away if one[0] > down + 1.0} == {"device"}
