@@ -27,6 +27,7 @@ BENCHMARKS = {
     "tensor_sessions": ".",
     "tensor_ahead": ".",
     "split_exactness": ".",
+    "idle_agent": ".",
     "tensor_codecs": ".",
 }
 

@@ -134,14 +134,14 @@ def fleet(folder: Path) -> Iterator[Fleet]:
 def idle(pid: int, seconds: float) -> dict[str, float]:
     """Watch a process that does nothing. Memory in MB of 10^6 bytes, the largest that was seen."""
     process = psutil.Process(pid)
-    before, switches, started = process.cpu_times(), process.num_ctx_switches(), time.monotonic()
+    before, started = process.cpu_times(), time.monotonic()
     largest: dict[str, float] = {}
     while time.monotonic() - started < seconds:
         memory = process.memory_full_info()
         for key in ("rss", "pss", "uss"):
             largest[key] = max(largest.get(key, 0.0), getattr(memory, key) / 1e6)
         time.sleep(1.0)
-    lasted, after, later = time.monotonic() - started, process.cpu_times(), process.num_ctx_switches()
+    lasted, after = time.monotonic() - started, process.cpu_times()
     busy = after.user + after.system - before.user - before.system
     return {
         "seconds": round(lasted, 1),
@@ -149,7 +149,6 @@ def idle(pid: int, seconds: float) -> dict[str, float]:
         "pss_mb": round(largest["pss"], 1),
         "uss_mb": round(largest["uss"], 1),
         "cpu_percent_of_a_core": round(100 * busy / lasted, 2),
-        "context_switches_per_s": round((later.voluntary - switches.voluntary) / lasted, 1),
         "threads": process.num_threads(),
     }
 

@@ -69,7 +69,8 @@ def systemd_image(run: Podman) -> str:
 @contextmanager
 def machine(run: Podman, *options: str) -> Iterator[str]:
     """A container whose first process is systemd; its id."""
-    flags = ["--systemd=always", "--cap-add", "SYS_ADMIN", "--security-opt", "seccomp=unconfined"]
+    # SYS_PTRACE: tests look into the sandbox of a service.
+    flags = ["--systemd=always", "--cap-add", "SYS_ADMIN,SYS_PTRACE", "--security-opt", "seccomp=unconfined"]
     name = run("run", "-d", *flags, "--tmpfs", "/run", "--tmpfs", "/tmp", *options, systemd_image(run)).split()[-1]
     try:
         yield name
