@@ -111,6 +111,7 @@ def shown(port: int, tls: TlsConfig) -> int:
         return x509.load_der_x509_certificate(der).serial_number
 
 
+@pytest.mark.slow
 def test_certificates_are_renewed_without_a_restart(deploy: Callable[..., Deployment], wait_until: Any) -> None:
     deployment = deploy("--lifetime", "9s")
     cloud_tls, fog_tls, edge_tls = (
@@ -199,6 +200,7 @@ def test_what_is_revoked_is_refused_and_cut_off(deploy: Callable[..., Deployment
     (fog.folder / "revocation.json").write_text(json.dumps({"seconds": took}))
 
 
+@pytest.mark.slow
 def test_the_authority_is_changed_under_a_deployment_that_goes_on(
     deploy: Callable[..., Deployment], wait_until: Any
 ) -> None:
