@@ -17,7 +17,7 @@ BASELINE := proto/baseline.json
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo test lint format unit test-slow test-gpu docs proto bench clean
+.PHONY: help install demo test lint format unit test-slow test-gpu compose-test docs proto bench clean
 
 help:
 	@echo 'make demo       install, run 1 cloud server, 1 fog node and 3 edge agents on the built-in clip, write a report'
@@ -25,6 +25,7 @@ help:
 	@echo 'make lint       ruff, mypy, import rules, the contract'
 	@echo 'make test-slow  the tests that take minutes'
 	@echo 'make test-gpu   the tests that need an accelerator'
+	@echo 'make compose-test  build the containers and run the cluster of deploy/compose'
 	@echo 'make proto      generate code from proto/'
 	@echo 'make docs       bring the generated parts of docs/ up to date'
 	@echo 'make bench      measure every published figure (hours)'
@@ -82,6 +83,11 @@ test-slow: $(STAMP)
 
 test-gpu: $(STAMP)
 	$(PYTEST) -m gpu --timeout 1800 || [ $$? -eq 5 ]  # 5: there are none
+
+# Docker with its compose plugin, or podman: where a host has neither, the tests say why and are skipped.
+compose-test: $(STAMP)
+	@docker compose version >/dev/null 2>&1 || $(PIP) -c constraints.txt podman-compose
+	$(PYTEST) -x -m slow tests/deploy/test_compose_stack.py
 
 docs: $(STAMP)
 	$(BIN)/python docs/generate.py

@@ -17,6 +17,7 @@ import yaml
 from fogline.cloud_server.config import CloudConfig
 from fogline.common.config import Config, MetricsConfig, load
 from fogline.common.metrics import Metrics
+from fogline.common.tails.config import TailHostConfig
 from fogline.edge_agent.config import EdgeConfig
 from fogline.fog_node.config import FogConfig
 
@@ -24,7 +25,9 @@ DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
 COMPOSE = DEPLOY / "compose"
 SERVICES: dict[str, dict[str, Any]] = yaml.safe_load((COMPOSE / "compose.yaml").read_text())["services"]
 OURS = {name: service for name, service in SERVICES.items() if str(service["image"]).startswith("fogline-")}
-KINDS: dict[str, type[Config]] = {"cloud": CloudConfig, "fog": FogConfig, "edge": EdgeConfig, "trainer": EdgeConfig}
+KINDS: dict[str, type[Config]] = {
+    "cloud": CloudConfig, "fog": FogConfig, "edge": EdgeConfig, "trainer": EdgeConfig, "tail": TailHostConfig
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", SERVICES)
@@ -48,7 +51,8 @@ def test_only_what_is_watched_is_published_and_on_a_chosen_address() -> None:
 def test_a_role_sees_no_token_but_its_own() -> None:
     for name in OURS.keys() - {"authority"}:
         tokens = [volume for volume in SERVICES[name]["volumes"] if volume.startswith("join-")]
-        assert tokens == [f"join-{SERVICES[name]['command'][1]}:/run/fogline/join:ro"]
+        role = SERVICES[name]["command"][1].replace("device", "edge")
+        assert tokens == [f"join-{role}:/run/fogline/join:ro"]
 
 
 def test_replicas_of_the_edge_share_no_state() -> None:
@@ -71,7 +75,8 @@ def test_a_configuration_is_valid_with_what_the_start_adds(name: str) -> None:
     environment = dict(SERVICES[name].get("environment", {}))
     assert not environment.keys() & (added.keys() - {"FOGLINE_NAME"})
     found = load(KINDS[name], COMPOSE / "config" / f"{name}.yaml", {**environment, **added}, {})
-    assert getattr(found, "metrics", None) == MetricsConfig(host="0.0.0.0", port=9100)
+    served = found.tensors.metrics if isinstance(found, TailHostConfig) else getattr(found, "metrics", None)
+    assert served == MetricsConfig(host="0.0.0.0", port=9100)
 
 
 @pytest.mark.parametrize("script", ["fogline-start", "fogline-authority", "healthz"])
