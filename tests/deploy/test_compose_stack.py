@@ -1,5 +1,6 @@
 """The images are built and the compose file is run as it is: images flow, everything is watched and shut in, what is
-killed comes back, and nothing is left. FOGLINE_IMAGES_ARE_BUILT=1 takes the images of the last build.
+killed comes back, and nothing is left. FOGLINE_IMAGES_ARE_BUILT=1 takes the images of the last build, FOGLINE_EDGES=3
+fewer edges than ten.
 
 Without a registry Debian's Prometheus stands in for the official image, and Grafana is left out.
 """
@@ -27,7 +28,7 @@ from tests.deploy.compose_engine import COMPOSE, Engine, Unable, torch_index
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 
 FRAMES = 16
-EDGES = 10
+EDGES = int(os.environ.get("FOGLINE_EDGES", "10"))
 MB_EDGE, MB_REST = 150, 4000  # of memory, generously
 SERVICES = ("authority", "cloud", "fog", "trainer", "tail", "split", "cam-own", "prometheus")
 CAPTURING = {"edge", "cam-own"}
@@ -67,12 +68,21 @@ class Stack:
         """What /healthz says; {} while it is not there."""
         answer = self.engine.run("exec", container, "bash", "-c", HEALTH, check=False).stdout
         try:
-            return dict(json.loads(answer.partition("\r\n\r\n")[2]))
+            return dict(json.loads(answer.partition("\n\n")[2]))  # line ends are those of text by now
         except ValueError:
             return {}
 
     def restarts(self, container: str) -> int:
         return int(self.engine.inspect(container)[0]["RestartCount"])
+
+    def sweep(self) -> None:
+        """Remove what a test that failed half-way may have left."""
+        if left := list(self.containers()):
+            self.engine.run("rm", "-f", "-v", *left, check=False)
+        for kind in ("volume", "network"):
+            listed = self.engine.run(kind, "ls", "--format", "{{.Name}}").stdout.split()
+            if left := [name for name in listed if name.startswith(self.project)]:
+                self.engine.run(kind, "rm", *left, check=False)
 
     def logs(self) -> str:
         return "\n".join(
@@ -108,6 +118,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
         yield made
     finally:
         made.compose("down", "-v", "--remove-orphans", check=False)
+        made.sweep()
 
 
 def _own_camera(folder: Path) -> Path:

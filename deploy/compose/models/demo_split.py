@@ -7,7 +7,6 @@ functions in config/tail.yaml.
 from __future__ import annotations
 
 import os
-import sys
 import threading
 from pathlib import Path
 
@@ -83,7 +82,3 @@ def main(address: str) -> None:
                 one.step()
                 one.zero_grad()
             model(x[:1])
-
-
-if __name__ == "__main__":
-    main(sys.argv[1])
