@@ -51,7 +51,8 @@ def main(address: str) -> None:
     torch.set_num_threads(1)
     stop: threading.Event = stop_event()
     metrics = SplitMetrics()
-    tls = TlsConfig(**{key: Path(os.environ[f"FOGLINE_TLS__{key.upper()}"]) for key in ("ca", "cert", "key")})
+    ca, cert, key = (Path(os.environ[f"FOGLINE_TLS__{name}"]) for name in ("CA", "CERT", "KEY"))
+    tls = TlsConfig(ca=ca, cert=cert, key=key)
     head, tail = split(net(), at=CUT, example=torch.zeros(1, 3, 32, 32))
     assert head is not None
     assert tail is not None
@@ -76,8 +77,8 @@ def main(address: str) -> None:
         prometheus_client.start_http_server(9100)
         while not stop.wait(PAUSE_S):
             x, y = torch.randn(4, 3, 32, 32), torch.randint(5, (4,))
-            remote.loss(head(x), y, loss="cross_entropy").backward()
-            nn.functional.cross_entropy(remote(head(x)), y).backward()
+            remote.loss(head(x), y, loss="cross_entropy").backward()  # type: ignore[no-untyped-call]
+            nn.functional.cross_entropy(remote(head(x)), y).backward()  # type: ignore[no-untyped-call]
             for one in (optimizer, remote.optimizer):
                 one.step()
                 one.zero_grad()
