@@ -19,7 +19,8 @@ from fogline.common.rpc.accounting import LinkMeter
 from fogline.common.rpc.gen import tensors_pb2 as pb
 from fogline.common.rpc.peer import Peer
 from fogline.common.rpc.server import aio_server
-from fogline.common.rpc.tensor_service import Done, Started, TensorService
+from fogline.common.rpc.tensor_execution import Done, Started
+from fogline.common.rpc.tensor_service import TensorService
 from fogline.common.rpc.tensor_stream import add_service
 from fogline.common.split.cuts import cuts
 from fogline.common.split.profile import INPUT

@@ -33,7 +33,8 @@ from fogline.common.rpc.accounting import LinkMeter
 from fogline.common.rpc.gen import tensors_pb2 as pb
 from fogline.common.rpc.peer import Peer
 from fogline.common.rpc.tensor_client import Answered, TensorClient
-from fogline.common.rpc.tensor_service import READ_AHEAD, Done, Started, TensorService
+from fogline.common.rpc.tensor_execution import Done, Started
+from fogline.common.rpc.tensor_service import READ_AHEAD, TensorService
 from fogline.common.rpc.tensor_stream import add_service
 from fogline.common.wire import tensors
 from fogline.common.wire.session_client import ClientSession

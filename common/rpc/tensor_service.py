@@ -6,12 +6,12 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Coroutine, Sequence
+from collections.abc import AsyncIterator, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 from fogline.common.errors import (
     CapacityError,
@@ -27,11 +27,13 @@ from fogline.common.rpc import tensor_messages as messages
 from fogline.common.rpc.gen import tensors_pb2 as pb
 from fogline.common.rpc.gen import tensors_pb2_grpc
 from fogline.common.rpc.peer import Peer
+from fogline.common.rpc.slots import Slots
+from fogline.common.rpc.tensor_execution import Executor, Started, run
 from fogline.common.rpc.tensor_stream import Response
 from fogline.common.wire.memory import PayloadMemory
 from fogline.common.wire.session_client import Opened
 from fogline.common.wire.session_host import HostSession, Reply
-from fogline.common.wire.tensors import Buffer, Chunk, Frame, Limits, Start, TensorHeader
+from fogline.common.wire.tensors import Chunk, Frame, Limits, Start
 
 log = logging.getLogger(__name__)
 
@@ -44,69 +46,6 @@ MAX_SETUP = 1 << 20
 OPENERS = 4  # sessions that are made at once
 SWEEP_S = 30.0
 OPEN_S = 30.0  # for the first message of a stream
-
-
-class BrokenSessionError(FoglineError):
-    """An operation failed half-way: the state of the session can't be trusted any more. `cause` says why."""
-
-    def __init__(self, cause: FoglineError) -> None:
-        super().__init__(str(cause))
-        self.cause = cause
-
-
-@dataclass(frozen=True)
-class Done:
-    """What an operation gave."""
-
-    tensors: tuple[TensorHeader, ...] = ()
-    parts: tuple[Buffer, ...] = ()
-    structure: bytes = b""
-    feedback: bytes = b""
-
-
-class Hosted(Protocol):
-    """The executing side of one session. One thread at a time calls it, never the event loop's."""
-
-    def execute(self, body: Any, frame: Frame) -> Done:
-        """Execute an operation: `body` is a pb.Forward, pb.Backward, … and `frame` has its tensors.
-
-        Raises an error of the tree when nothing has changed, BrokenSessionError when something has.
-        """
-
-    def save(self, through: int, answers: Sequence[Frame]) -> None:
-        """Make the state after operation `through` durable, with the answers that were not acknowledged."""
-
-    def interrupt(self) -> None:
-        """Have what waits for another host fail at once, and all that is to come. From any thread."""
-
-    def close(self, *, forget: bool) -> None:
-        """Free everything; with `forget` the checkpoints too."""
-
-
-@dataclass(frozen=True)
-class Started:
-    """A session that was made, or brought back from a checkpoint."""
-
-    hosted: Hosted
-    durable_answers: bool  # inference: nothing has to be saved
-    executed: int = 0
-    answers: tuple[Frame, ...] = ()
-
-
-class Executor(Protocol):
-    """What a tail host does with sessions. Called from worker threads."""
-
-    def describe(self, model: str) -> pb.DescribeResponse:
-        """What is said of a model, without what the service knows itself."""
-
-    def open(self, peer: Peer, message: pb.OpenSession) -> Started | None:
-        """Make a session, or bring it back from its last checkpoint or that of `rollback_to`.
-
-        None: it is continued (`setup` is empty) and nothing is known of it. Raises errors of the tree.
-        """
-
-    def interrupt(self) -> None:
-        """Have an `open` that waits for another host fail at once. From any thread."""
 
 
 @dataclass
@@ -140,7 +79,7 @@ class TensorService(tensors_pb2_grpc.TensorServiceServicer):
         executor: Executor,
         limits: Limits,
         *,
-        parallel: int = 1,
+        slots: Slots | None = None,
         max_sessions: int = 64,
         max_sessions_per_peer: int = 16,
         max_kept_bytes: int = 2 << 30,
@@ -149,8 +88,7 @@ class TensorService(tensors_pb2_grpc.TensorServiceServicer):
         observe: Any = None,
     ) -> None:
         self._executor, self._limits = executor, limits
-        self._slots = asyncio.Semaphore(parallel)
-        self._parallel = parallel
+        self._slots = slots or Slots(1)
         self._max_sessions, self._max_per_peer, self._max_kept = max_sessions, max_sessions_per_peer, max_kept_bytes
         self._ttl_s, self._stall_s = ttl_s, stall_s
         self._observe = observe
@@ -176,7 +114,7 @@ class TensorService(tensors_pb2_grpc.TensorServiceServicer):
         found.protocol = messages.PROTOCOL
         found.limits.CopyFrom(messages.limits_message(self._limits))
         found.sessions, found.queued = len(self._live), sum(live.host.waiting for live in self._live.values())
-        found.load = found.queued / self._parallel
+        found.load = found.queued / self._slots.count
         return found
 
     async def Probe(self, request: pb.ProbeRequest, context: Any) -> pb.ProbeResponse:
@@ -431,11 +369,10 @@ class TensorService(tensors_pb2_grpc.TensorServiceServicer):
 
     async def _execute_one(self, session: bytes, live: _Live, frame: Frame) -> None:
         live.executing = frame.seq
-        async with self._slots:
-            queued_s = time.monotonic() - live.arrived.pop(frame.seq, time.monotonic())
-            # The thread lets go of its work only after it was told that it is done, so it takes the frame out of a box.
-            work = partial(_run, live.started.hosted, [frame], live.host.answers, queued_s)
-            answer, saved = await asyncio.get_running_loop().run_in_executor(live.thread, work)
+        arrived = live.arrived.pop(frame.seq, time.monotonic())
+        # The thread lets go of its work only after it was told that it is done, so it takes the frame out of a box.
+        work = partial(run, live.started.hosted, [frame], live.host.answers, arrived, self._slots)
+        answer, saved = await asyncio.get_running_loop().run_in_executor(live.thread, work)
         live.executing = 0
         if saved:
             live.host.checkpointed(frame.seq)
@@ -479,37 +416,6 @@ class TensorService(tensors_pb2_grpc.TensorServiceServicer):
         for session in list(self._live):
             await self._forget(session, forget=False)
         self._openers.shutdown(wait=False)
-
-
-def _run(hosted: Hosted, box: list[Frame], kept: tuple[Frame, ...], queued_s: float) -> tuple[Frame, bool]:
-    """Execute on the session's thread; returns the answer, and whether the state after it is durable.
-
-    Empties `box`. `kept` are the answers before it that may have to be sent again.
-    """
-    frame = box.pop()
-    began, queued_us, saved = time.monotonic(), int(queued_s * 1e6), False
-    try:
-        done = hosted.execute(frame.body, frame)
-        body = pb.Answer(structure=done.structure, feedback=done.feedback, queued_us=queued_us)
-        body.compute_us = int((time.monotonic() - began) * 1e6)
-        answer = Frame(frame.seq, body, done.tensors, done.parts)
-        if isinstance(frame.body, pb.Checkpoint):
-            hosted.save(frame.seq, (*kept, answer))
-            saved = True
-    except BrokenSessionError as error:
-        answer = _failure(frame.seq, error.cause, fatal=True)
-    except FoglineError as error:
-        answer = _failure(frame.seq, error, fatal=False)
-    except Exception:
-        log.exception("operation failed by a mistake of ours", extra={"seq": frame.seq})
-        mistake = InternalError(f"operation {frame.seq} failed; see the log of the host")
-        answer = _failure(frame.seq, mistake, fatal=True)
-    return answer, saved
-
-
-def _failure(seq: int, error: FoglineError, *, fatal: bool) -> Frame:
-    failure = pb.Failure(error=type(error).__name__, detail=str(error)[:4096], fatal=fatal)
-    return Frame(seq, pb.Answer(failure=failure))
 
 
 def _opened(said: Opened, fresh: bool, limits: Limits) -> pb.SessionOpened:

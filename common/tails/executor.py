@@ -24,7 +24,7 @@ from fogline.common.errors import (
     ProtocolError,
 )
 from fogline.common.rpc.gen import tensors_pb2 as pb
-from fogline.common.rpc.tensor_service import BrokenSessionError, Done
+from fogline.common.rpc.tensor_execution import BrokenSessionError, Done
 from fogline.common.split import weights
 from fogline.common.split.segments import Segment
 from fogline.common.tails import losses, optimizer, outputs

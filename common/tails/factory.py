@@ -33,7 +33,8 @@ from fogline.common.models.loader import load_model
 from fogline.common.rpc.accounting import LinkMeter
 from fogline.common.rpc.gen import tensors_pb2 as pb
 from fogline.common.rpc.peer import Peer
-from fogline.common.rpc.tensor_service import Started
+from fogline.common.rpc.slots import Slots
+from fogline.common.rpc.tensor_execution import Started
 from fogline.common.split.cuts import architecture_hash
 from fogline.common.split.profile import hardware_id
 from fogline.common.split.segments import Segment, split
@@ -63,8 +64,17 @@ class Shared:
 class SessionFactory:
     """The tensor service's `Executor`. `me` is who we are to the host further up."""
 
-    def __init__(self, config: TensorsConfig, folder: Path, me: Peer, tls: TlsConfig, meter: LinkMeter) -> None:
-        """Raises ConfigError for a device that is not there."""
+    def __init__(
+        self,
+        config: TensorsConfig,
+        folder: Path,
+        me: Peer,
+        tls: TlsConfig,
+        meter: LinkMeter,
+        slots: Slots | None = None,
+    ) -> None:
+        """`slots`: the service's. Raises ConfigError for a device that is not there."""
+        self._slots = slots or Slots(config.parallel)
         self._config, self._me, self._tls, self._meter = config, me, tls, meter
         self.device = _device(config.device)
         if config.threads:
@@ -215,7 +225,7 @@ class SessionFactory:
             if setup.upstream:
                 if further is None:
                     raise ProtocolError("nothing of the model follows this part")
-                upstream = Upstream(further, partial(self._connect, setup, training), generator)
+                upstream = Upstream(further, partial(self._connect, setup, training), generator, self._slots)
                 self._upstreams.add(upstream)
                 if self._interrupted:
                     raise UnavailableError("this host is stopping; try again when it is back")

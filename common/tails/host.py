@@ -19,6 +19,7 @@ from fogline.common.metrics import TailMetrics
 from fogline.common.rpc.accounting import LinkMeter
 from fogline.common.rpc.peer import Peer
 from fogline.common.rpc.server import aio_server
+from fogline.common.rpc.slots import Slots
 from fogline.common.rpc.tensor_messages import BODIES
 from fogline.common.rpc.tensor_service import READ_AHEAD, TensorService
 from fogline.common.rpc.tensor_stream import add_service
@@ -53,14 +54,15 @@ async def serve(config: TailHostConfig) -> None:
     _few_arenas(tensors.parallel)
     folder = tensors.checkpoint_dir or config.data_dir / "tensors"
     lock = DirectoryLock(folder, "tail host")
-    factory = SessionFactory(tensors, folder, me, config.tls, LinkMeter("fog-cloud", metrics.link_bytes))
+    slots = Slots(tensors.parallel)
+    factory = SessionFactory(tensors, folder, me, config.tls, LinkMeter("fog-cloud", metrics.link_bytes), slots)
     limits = Limits(
         max_frame_bytes=tensors.max_frame_bytes, max_tensor_bytes=tensors.max_tensor_bytes, window=tensors.window
     )
     service = TensorService(
         factory,
         limits,
-        parallel=tensors.parallel,
+        slots=slots,
         max_sessions=tensors.max_sessions,
         max_sessions_per_peer=tensors.max_sessions_per_peer,
         max_kept_bytes=tensors.max_kept_bytes,

@@ -11,7 +11,7 @@ from torch import Tensor
 from fogline.common.errors import ConfigError, FormatError
 from fogline.common.rpc.gen import tensors_pb2 as pb
 from fogline.common.rpc.peer import Peer
-from fogline.common.rpc.tensor_service import Done
+from fogline.common.rpc.tensor_execution import Done
 from fogline.common.tails import optimizer
 from fogline.common.tails.checkpoint import (
     Checkpoint,

@@ -5,8 +5,9 @@ from __future__ import annotations
 import collections
 import dataclasses
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import msgspec
@@ -59,6 +60,7 @@ class Operations(Connected):
         self._dropped: set[Future[Answered]] = set()  # of them, those that nobody will look at
         self._dropping = threading.Lock()
         self.random: Generator = DefaultGenerator()  # of the numbers that head and tail draw one after the other
+        self.waiting: Callable[[], AbstractContextManager[None]] = nullcontext  # entered while an answer is awaited
         self.held: tuple[int, ...] = ()  # checkpoints that the host is to keep besides the newest
         self.training = training
 
@@ -265,7 +267,8 @@ class Operations(Connected):
             self._unseen.popleft().result()
 
     def _wait(self, future: Future[Answered]) -> Answered:
-        answered = future.result()
+        with self.waiting():
+            answered = future.result()
         self._look()  # answers come in order: those of all earlier operations are there
         if answered.body.feedback:
             self._follow(answered.body.feedback)

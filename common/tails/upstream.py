@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from fogline.common.errors import InternalError
+from fogline.common.rpc.slots import Slots
 from fogline.common.split import weights
 from fogline.common.split.segments import Segment
 from fogline.common.tails.generator import Generator
@@ -20,14 +21,15 @@ Connect = Callable[[Segment, Mapping[str, Any] | None, Callable[[RemoteTail], No
 
 
 class Upstream:
-    """Connects once it has the weights: it keeps none of them. `generator` is that of the session that goes on there.
+    """Connects once it has the weights: it keeps none of them. `generator` is that of the session that goes on there,
+    and `slots` are this host's, of which it takes none while it waits.
 
     One thread uses it, but for `interrupt`.
     """
 
-    def __init__(self, segment: Segment, connect: Connect, generator: Generator) -> None:
+    def __init__(self, segment: Segment, connect: Connect, generator: Generator, slots: Slots) -> None:
         self._segment: Segment | None = segment
-        self._connect, self._generator = connect, generator
+        self._connect, self._generator, self._slots = connect, generator, slots
         self._remote: RemoteTail | None = None
         self._begun: RemoteTail | None = None
         self._interrupted = False
@@ -56,11 +58,13 @@ class Upstream:
         self.token = token
 
     def _open(self, segment: Segment, token: Mapping[str, Any] | None) -> None:
-        self._remote = self._connect(segment, token, self._opening)
+        with self._slots.released():
+            self._remote = self._connect(segment, token, self._opening)
         self._segment = None
 
     def _opening(self, remote: RemoteTail) -> None:
         remote.random = self._generator
+        remote.waiting = self._slots.released  # others compute meanwhile
         self._begun = remote
         if self._interrupted:
             self.interrupt()

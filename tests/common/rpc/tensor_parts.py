@@ -19,7 +19,8 @@ from fogline.common.rpc.gen import tensors_pb2 as pb
 from fogline.common.rpc.peer import Peer
 from fogline.common.rpc.server import RpcServer, aio_server
 from fogline.common.rpc.tensor_client import Answered, TensorClient
-from fogline.common.rpc.tensor_service import BrokenSessionError, Done, Started, TensorService
+from fogline.common.rpc.tensor_execution import BrokenSessionError, Done, Started
+from fogline.common.rpc.tensor_service import TensorService
 from fogline.common.rpc.tensor_stream import add_service
 from fogline.common.wire.session_client import ClientSession
 from fogline.common.wire.tensors import Dtype, Frame, Limits, Role, TensorHeader

@@ -108,7 +108,7 @@ class HostProcess:
         return self._wait()
 
     def _wait(self) -> int:
-        code = self.process.wait(60)
+        code = self.process.wait(90)
         assert self.process.stdout is not None
         self.process.stdout.close()
         return code

@@ -60,7 +60,7 @@ class Node:
         assert self.process.stdout is not None
         if self.process.poll() is None:
             self.process.terminate()
-        code = self.process.wait(30)
+        code = self.process.wait(90)
         self.process.stdout.close()
         return code
 
