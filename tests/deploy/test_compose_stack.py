@@ -226,7 +226,9 @@ def test_replicas_have_names_and_volumes_of_their_own(stack: Stack) -> None:
 
 
 def test_nothing_is_left(stack: Stack) -> None:
-    stack.compose("down", "-v", "--remove-orphans")
+    for _ in range(2 if stack.engine.podman else 1):
+        # podman-compose can't remove what a replica depends on before the replica, and goes on.
+        stack.compose("down", "-v", "--remove-orphans", check=not stack.engine.podman)
     if stack.engine.podman and stack.volumes:
         # podman-compose leaves the volumes that images declare; docs/compose.md says so.
         stack.engine.run("volume", "rm", *stack.volumes)

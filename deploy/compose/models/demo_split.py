@@ -58,8 +58,9 @@ def main(address: str) -> None:
     assert tail is not None
     metrics.watch(head)
     optimizer = torch.optim.SGD(head.parameters(), lr=0.01)
+    whole = net().eval()
     profile = measure(
-        net().eval(), Calibration(torch.randn(4, 3, 32, 32)), name=MODEL, batches=(1,), codecs=("raw", "int8"),
+        whole, Calibration(torch.randn(4, 3, 32, 32)), name=MODEL, batches=(1,), codecs=("raw", "int8"),
         cut_names=(CUT,), effort=Effort(rounds=1, repeats=1, samples=1),
     )  # fmt: skip
     # Called slow, so that the host is asked: a model this small would stay on any device.
@@ -70,7 +71,7 @@ def main(address: str) -> None:
             metrics=metrics,
         ) as remote,
         AdaptiveModel(
-            net().eval(), address, profile=device, host_profile=profile, policy="fixed", params={"cut": CUT},
+            whole, address, profile=device, host_profile=profile, policy="fixed", params={"cut": CUT},
             codec="int8", deadline_s=10.0, tls=tls, metrics=metrics,
         ) as model,
     ):  # fmt: skip
