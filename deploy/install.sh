@@ -88,6 +88,7 @@ as_account() { # COMMAND…: with the service's rights, not ours; the token in t
     setpriv --reuid "$ACCOUNT" --regid "$ACCOUNT" --init-groups --no-new-privs "$@"
 }
 unset PYTHONPATH PYTHONHOME || true
+umask 022 # whatever root's own is: programs and settings' folder are read by the service's account
 
 if [ -n "$UNINSTALL" ]; then
   if systemd_runs; then

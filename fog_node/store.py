@@ -248,6 +248,11 @@ class Store:
         if self.capacity_bytes is None:
             return
         limit = int(self.capacity_bytes * INGEST_SHARE)
+        if size > limit:  # no record is worth deleting for what never fits
+            raise CapacityError(
+                f"{size} bytes are offered at once, and the store takes uploads up to {limit} of {self.capacity_bytes}"
+                " bytes; raise capacity_bytes of the fog node"
+            )
         while self.blobs.total_bytes + size > limit:
             if not (await self._drop_sources() or (self._may_delete and await self.expire(_MAX_INTEGER, keep))):
                 raise CapacityError(

@@ -339,3 +339,13 @@ async def test_a_store_of_version_1_is_read_and_upgraded(tmp_path: Path) -> None
         plan = db.execute("EXPLAIN QUERY PLAN SELECT 1 FROM published WHERE digest = ?", (b"x",)).fetchall()
         assert "published_by_digest" in plan[0][3]  # not a scan: every offer asks
     db.close()
+
+
+async def test_nothing_is_deleted_for_what_never_fits(tmp_path: Path) -> None:
+    store = Store(tmp_path, 10_000, delete_oldest=True)
+    await store.open()
+    await store.publish([record(store, await add(store, number)) for number in range(2)])
+    with pytest.raises(CapacityError, match="capacity_bytes"):
+        await store.make_room(9_500)
+    assert len(await store.page("z", 0, 9)) == 2
+    store.close()
