@@ -176,7 +176,9 @@ class Agent:
     def want(self, wanted: FilterConfig) -> None:
         """Receive by another filter from now on; what the old one left out stays out."""
         self._receiver.want(wanted)
-        self._fog.reconnect()
+        # Not here, in a signal's handler: who connects holds the link's lock for as long as that takes, and may be
+        # the very thread that was interrupted.
+        threading.Thread(target=self._fog.reconnect, name="reconnect", daemon=True).start()
 
     def close(self) -> list[str]:
         """Stop every task; the names of those that did not end in time."""

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 from edge_helpers import until
 
+from fogline.common.config import MetricsConfig, TlsConfig
+from fogline.common.rpc.peer import Peer
 from fogline.edge_agent import workers
+from fogline.edge_agent.agent import Agent
+from fogline.edge_agent.clock import FogClock
+from fogline.edge_agent.config import EdgeConfig, FilterConfig
 from fogline.edge_agent.workers import Stop, Supervisor
 
 
@@ -95,3 +101,27 @@ def test_a_thread_is_watched_again_after_its_call(stop: Stop, hours: Callable[[f
         hours(1)
         assert supervisor.stuck().keys() == {"run"}
     assert supervisor.join(10) == []
+
+
+def test_another_filter_is_taken_at_once_while_the_link_is_busy(tmp_path: Path) -> None:
+    """It comes in a signal's handler: waiting for who connects, perhaps the interrupted thread itself, is a hang."""
+    config = EdgeConfig(
+        name="edge-1",
+        data_dir=tmp_path,
+        fog="127.0.0.1:9",
+        tls=TlsConfig(insecure=True),
+        metrics=MetricsConfig(port=-1),
+    )
+    agent = Agent(config, Peer("edge-1", "edge"), FogClock(), trains=False)
+    taken = threading.Event()
+
+    def handler() -> None:
+        agent.want(FilterConfig())
+        taken.set()
+
+    try:
+        with agent._fog._lock:  # as `session` has it while it connects
+            threading.Thread(target=handler, daemon=True).start()
+            assert taken.wait(10)
+    finally:
+        agent.close()
