@@ -17,6 +17,7 @@ from fogline.common.rpc.channel import connect
 from fogline.common.rpc.gen.control_pb2_grpc import FleetServiceStub
 from fogline.common.rpc.peer import Peer
 from fogline.common.rpc.retry import Backoff
+from fogline.common.rpc.tls import read_pem
 from fogline.fleet.sample import Rates, Sample, fetch
 
 _ME = Peer("status", "cloud")  # said where there is no certificate
@@ -123,10 +124,23 @@ def _target(arguments: argparse.Namespace) -> tuple[str, TlsConfig]:
     else:
         config = load_role(arguments.config, arguments.role)
         tls = config.tls
-        address = address or (config.listen if arguments.role == "cloud" else config.cloud)
+        address = address or (_own(config.listen, tls) if arguments.role == "cloud" else config.cloud)
         if not address:
             raise ConfigError(f"{arguments.config} names no cloud server; set `cloud`, or give --cloud HOST:PORT")
     return str(addresses.parse(address)), tls
+
+
+def _own(listen: str, tls: TlsConfig) -> str:
+    """Where a cloud server is reached that listens there: one that listens everywhere, by what it is certified for."""
+    address = addresses.parse(listen, allow_any_port=True)
+    if tls.insecure or address.host not in ("0.0.0.0", "::"):
+        return listen
+    cert = tls.files()[1]
+    info = pki.inspect(read_pem("cert", cert), cert)
+    name = info.identity.name if info.identity else ""
+    # Its name is among its hosts, and need not resolve.
+    hosts = [host for host in info.hosts if host != name] or [*info.hosts]
+    return str(addresses.Address(hosts[0], address.port)) if hosts else listen
 
 
 def _need_rich() -> None:

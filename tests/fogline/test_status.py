@@ -90,7 +90,7 @@ def cloud(tmp_path: Path, certificates: Any) -> Iterator[tuple[Path, str]]:
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
         assert process.stdout is not None
         port = json.loads(process.stdout.readline().removeprefix("ready "))["port"]
-        path.write_text(json.dumps(settings | {"listen": f"127.0.0.1:{port}"}))
+        path.write_text(json.dumps(settings | {"listen": f"0.0.0.0:{port}"}))  # as install.sh writes it
         yield path, f"127.0.0.1:{port}"
         process.kill()
 
