@@ -12,6 +12,7 @@ It runs in the agent's training child. It returns when it is done; the agent the
 from __future__ import annotations
 
 import logging
+import os
 import sqlite3
 import sys
 import threading
@@ -19,7 +20,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import msgspec
 
@@ -41,8 +42,8 @@ _log = logging.getLogger(__name__)
 class Training:
     """What the function is called with."""
 
-    def __init__(self, settings: EdgeConfig, stop: threading.Event, quiet: Callable[[], bool]) -> None:
-        self._settings, self._stop, self._quiet = settings, stop, quiet
+    def __init__(self, settings: EdgeConfig, stop: threading.Event, quiet: Callable[[], bool], out: BinaryIO) -> None:
+        self._settings, self._stop, self._quiet, self._out = settings, stop, quiet, out
         self._started = time.monotonic()
         self._step, self._reported = 0, Progress()
         self._folder = settings.data_dir / "train" / "own"
@@ -125,15 +126,18 @@ class Training:
 
     def _say(self, progress: Progress) -> None:
         self._reported = msgspec.structs.replace(progress, published=False)
-        sys.stdout.write(msgspec.json.encode(progress).decode() + "\n")
-        sys.stdout.flush()
+        self._out.write(msgspec.json.encode(progress) + b"\n")
+        self._out.flush()
 
 
 def run(settings: EdgeConfig, stop: threading.Event, quiet: Callable[[], bool]) -> None:
     """Call the user's function. Raises ConfigError for one that is not there, FoglineError for what it raises."""
+    # The function, and what it imports, may print: that goes to the log, not among our lines.
+    out = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     name = settings.train.trainer
     function = import_function(name, f"train.trainer {name!r}")
-    job = Training(settings, stop, quiet)
+    job = Training(settings, stop, quiet, out)
     job.report(0)
     try:
         function(job)

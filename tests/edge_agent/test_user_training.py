@@ -40,6 +40,7 @@ def train(job: fogline.Training) -> None:
     (job.folder / "weight").write_text(str(weight.tolist()))
     job.publish({"weight": weight})
     job.report(2, score=0.5)
+    print("epoch 2 ...", end="", flush=True)  # a line of its own it is not
 
 def endless(job):
     job.report(1)
