@@ -154,7 +154,11 @@ def disk(folder: Path, wanted_bytes: int = 0) -> list[Finding]:
         return [Finding("disk", "fail", f"{existing} can't be written: {error.strerror}", advice)]
     findings = []
     if not folder.exists():
-        fix = Fix(f"mkdir -p -m 700 {folder}", partial(folder.mkdir, mode=0o700, parents=True, exist_ok=True))
+        fix: Fix | None = Fix(
+            f"mkdir -p -m 700 {folder}", partial(folder.mkdir, mode=0o700, parents=True, exist_ok=True)
+        )
+        if existing.stat().st_uid != os.geteuid():  # root's folder would keep out the process that is to use it
+            fix = None
         advice = "the process makes it at its first start, as the user that it then has"
         findings.append(Finding("disk", "warn", f"{folder} is not there yet", advice, fix))
     free = shutil.disk_usage(existing).free
@@ -175,7 +179,10 @@ def disk(folder: Path, wanted_bytes: int = 0) -> list[Finding]:
 
 
 def _command(words: list[str]) -> None:
-    done = subprocess.run(words, capture_output=True, text=True, timeout=30, check=False)
+    try:
+        done = subprocess.run(words, capture_output=True, text=True, timeout=30, check=False)
+    except subprocess.TimeoutExpired as error:
+        raise OSError(f"{words[0]} does not end") from error
     if done.returncode:
         raise OSError(done.stderr.strip() or f"{words[0]} ends with {done.returncode}")
 

@@ -181,3 +181,11 @@ def test_a_tail_host(tmp_path: Path, certificates: Any, free_port: int, capsys: 
     assert told["models", "fail"] == "nowhere.models:build: no package nowhere here"
     assert f"127.0.0.1:{free_port}: Connection refused" in told["authority", "fail"]
     assert ("certificates", "ok") in told
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root makes folders where others then can't write")
+def test_root_is_not_offered_to_make_the_folder_of_another_user(tmp_path: Path) -> None:
+    os.chown(tmp_path, 12345, 12345)
+    found = host.disk(tmp_path / "data")
+    assert found[0].status == "warn"
+    assert found[0].fix is None
