@@ -31,7 +31,7 @@ async def serve(config: CloudConfig, reload: Reload[CloudConfig] | None = None) 
     tails = _tails(config)
     stop = process.aio_stop_event()
     if reload is not None:
-        reload.listen()
+        reload.listen(asyncio.get_running_loop())
     metrics = CloudMetrics()
     lock = DirectoryLock(config.data_dir, "cloud server")
     registry = Registry(config.data_dir / "fleet.sqlite", config.heartbeat_ms, config.max_devices)

@@ -3,6 +3,8 @@
     reload = Reload(lambda: config.from_command_line(EdgeConfig, "edge-agent", argv), settings)
     reload.on("filter", lambda new: receiver.want(new.filter))
     reload.listen()
+    while not stopped.wait(1.0):
+        reload.poll()
 
 A configuration that is wrong changes nothing. What was changed and has nobody to apply it waits for a restart, and is
 named in the log.
@@ -10,8 +12,10 @@ named in the log.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import signal
+import threading
 from collections.abc import Callable, Mapping
 from typing import Any, Generic, TypeVar
 
@@ -26,10 +30,11 @@ C = TypeVar("C", bound=Config)
 
 
 class Reload(Generic[C]):
-    """Calls who is concerned. `apply` runs in the main thread, between two of its steps: let it be short."""
+    """Calls who is concerned. `apply` runs in the main thread: let it be short."""
 
     def __init__(self, read: Callable[[], C], current: C) -> None:
         self._read, self._current = read, current
+        self._asked = threading.Event()
         self._apply: dict[str, Callable[[C], object]] = {}
         self.on("log.level", lambda new: logs.set_level(_plain(new)["log"]["level"]))
 
@@ -37,10 +42,23 @@ class Reload(Generic[C]):
         """Have `apply` called with the new configuration where `key` (dotted), or a key below it, has changed."""
         self._apply[key] = apply
 
-    def listen(self) -> None:
-        """From now on, at SIGHUP. Call it from the main thread."""
-        if hasattr(signal, "SIGHUP"):
-            signal.signal(signal.SIGHUP, lambda *_: self.now())
+    def listen(self, loop: asyncio.AbstractEventLoop | None = None) -> None:
+        """From now on, at SIGHUP: as a step of `loop`, or at the next `poll`. Call it from the main thread.
+
+        Never in the signal handler itself, which comes between any two steps of whatever holds a lock or writes a log.
+        """
+        if not hasattr(signal, "SIGHUP"):
+            return
+        if loop is not None:
+            loop.add_signal_handler(signal.SIGHUP, self.now)
+        else:
+            signal.signal(signal.SIGHUP, lambda *_: self._asked.set())
+
+    def poll(self) -> None:
+        """Read and apply if SIGHUP came since the last time."""
+        if self._asked.is_set():
+            self._asked.clear()
+            self.now()
 
     def now(self) -> None:
         """Read and apply."""

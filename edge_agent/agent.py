@@ -59,6 +59,8 @@ def serve(config: EdgeConfig, reload: Reload[EdgeConfig] | None = None, clock: F
             watchdog = notify.Watchdog()
             watchdog.beat(agent.summary)
             while not stopped.wait(1.0):
+                if reload is not None:
+                    reload.poll()
                 agent.refresh()
                 if agent.works():
                     watchdog.beat(agent.summary)
@@ -176,8 +178,7 @@ class Agent:
     def want(self, wanted: FilterConfig) -> None:
         """Receive by another filter from now on; what the old one left out stays out."""
         self._receiver.want(wanted)
-        # Not here, in a signal's handler: who connects holds the link's lock for as long as that takes, and may be
-        # the very thread that was interrupted.
+        # Not here: who connects holds the link's lock for as long as that takes, and this thread answers the watchdog.
         threading.Thread(target=self._fog.reconnect, name="reconnect", daemon=True).start()
 
     def close(self) -> list[str]:

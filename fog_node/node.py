@@ -59,7 +59,7 @@ async def serve(config: FogConfig, reload: Reload[FogConfig] | None = None) -> N
         if reload is not None:
             reload.on("retention.max_age_s", lambda new: setattr(node, "retention", new.retention))
             reload.on("retention.when_full", lambda new: store.may_delete(new.retention.when_full == "delete-oldest"))
-            reload.listen()
+            reload.listen(asyncio.get_running_loop())
         await node.run(stop)
     finally:
         await asyncio.to_thread(store.close)
