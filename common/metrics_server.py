@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import socket
 import threading
 from collections.abc import Callable, Mapping
 from http.server import BaseHTTPRequestHandler
@@ -30,7 +31,8 @@ class MetricsServer:
             return
         handler = type("Handler", (_Handler,), {"registry": registry, "health": staticmethod(health)})
         try:
-            self._http = _Server((config.host, config.port), handler)
+            server = _Server6 if ":" in config.host else _Server
+            self._http = server((config.host, config.port), handler)
         except OSError as error:
             raise ConfigError(
                 f"metrics address {config.host}:{config.port} can't be used: {error.strerror or error}; choose another "
@@ -57,6 +59,12 @@ class _Server(ThreadingTCPServer):
 
     allow_reuse_address = True
     daemon_threads = True
+
+
+class _Server6(_Server):
+    """On an IPv6 address; `::` takes IPv4, too, where the host says so."""
+
+    address_family = socket.AF_INET6
 
 
 class _Handler(BaseHTTPRequestHandler):

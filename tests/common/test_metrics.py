@@ -162,6 +162,16 @@ def test_the_bytes_of_a_record_add_up() -> None:
     assert found == {("nerv", "background"): 100, ("avif2", "object"): 50, ("nerv", "header"): 50}
 
 
+@pytest.mark.skipif(not Path("/proc/net/if_inet6").exists(), reason="this host has no IPv6")
+def test_over_ipv6() -> None:
+    server, port = EdgeMetrics().serve(MetricsConfig(host="::1"), lambda: {"ok": True})
+    try:
+        with urllib.request.urlopen(f"http://[::1]:{port}/healthz", timeout=5) as answer:
+            assert json.loads(answer.read())["ok"] is True
+    finally:
+        server.close()
+
+
 def test_switched_off() -> None:
     server, port = Metrics().serve(MetricsConfig(port=-1), dict)
     assert port == -1
