@@ -55,6 +55,7 @@ class Audience:
         """How many devices are going to fetch images of one camera, which the devices `sources` uploaded."""
         now, own = self._clock(), set(sources)
         self._left = {device: (at, one) for device, (at, one) in self._left.items() if now - at < AWAY_S}
+        self._tenants = {d: tenant for d, tenant in self._tenants.items() if d in self._open or d in self._left}
         labels = frozenset(box.label for image in images for box in image.boxes)
         wanted = [*self._open.items(), *((device, [one]) for device, (_, one) in self._left.items())]
         return sum(

@@ -23,8 +23,8 @@ MAX_JOBS_PER_COMMIT = 256
 class GroupCommit:
     """Runs jobs on a database in a thread of its own. A job's result is handed out only after its commit is on disk.
 
-    A job that raises is undone alone; the others of its commit stand. Jobs may be run twice: they touch nothing but
-    the connection.
+    A job that raises is undone alone; the others of its commit stand. Jobs may be run twice: what they touch
+    besides the connection may be done twice, and done without the commit (blobs that are to be deleted).
     """
 
     def __init__(self, database: Database) -> None:

@@ -37,6 +37,17 @@ def test_receivers_are_those_who_want_it_and_did_not_send_it() -> None:
     assert audience.receivers([image("north", "dog"), image("north", "cat")], ["a"]) == 2
 
 
+def test_nothing_is_kept_of_a_device_that_stays_away() -> None:
+    clock = Clock()
+    audience = Audience(clock)
+    audience.joined("a", Filter(), tenant="t")
+    audience.joined("b", Filter(), tenant="t")
+    audience.left("a", Filter())
+    clock.now += AWAY_S + 1
+    audience.receivers([image()], [])
+    assert audience._tenants == {"b": "t"}
+
+
 def test_a_device_that_is_away_for_a_moment_still_counts_once() -> None:
     clock = Clock()
     audience = Audience(clock)
