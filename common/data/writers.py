@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Protocol
 
 from fogline.common.boxes import Box
+from fogline.common.files import replace_file
 
 
 class FolderWriter(Protocol):
@@ -53,7 +54,7 @@ class CocoWriter:
         """See FolderWriter."""
         categories = [{"id": number, "name": label} for label, number in self._labels.items()]
         document = {"images": self._images, "annotations": self._annotations, "categories": categories}
-        self._file.write_text(json.dumps(document), encoding="utf-8")
+        replace_file(self._file, json.dumps(document).encode())
 
 
 class VocWriter:
@@ -109,7 +110,7 @@ class YoloWriter:
         names = [f"  {number}: {json.dumps(name)}" for name, number in self._names.items()]
         lines = [f"path: {json.dumps(str(self._folder.resolve()))}", "train: images", "val: images"]
         lines += ["names:", *names] if names else ["names: {}"]
-        (self._folder / "data.yaml").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        replace_file(self._folder / "data.yaml", ("\n".join(lines) + "\n").encode())
 
 
 WRITERS: dict[str, Callable[[Path], FolderWriter]] = {"coco": CocoWriter, "voc": VocWriter, "yolo": YoloWriter}
