@@ -9,7 +9,7 @@ from typing import NamedTuple
 import msgspec
 
 from fogline.common.boxes import Box, check_boxes
-from fogline.common.data.files import jpeg_size, list_images
+from fogline.common.data.files import jpeg_size, list_images, read_bytes
 from fogline.common.data.sequence import AnnotatedSequence, Frame
 from fogline.common.errors import InputError
 
@@ -113,13 +113,7 @@ def load_coco(folder: Path, files: CocoFiles) -> AnnotatedSequence:
 
 
 def _read(path: Path) -> _Document:
-    try:
-        with path.open("rb") as file:
-            data = file.read(MAX_JSON_BYTES + 1)
-    except OSError as error:
-        raise InputError(f"{path}: can't be read ({error.strerror}); check the path and its permissions") from error
-    if len(data) > MAX_JSON_BYTES:
-        raise InputError(f"{path}: larger than {MAX_JSON_BYTES} bytes; split it")
+    data = read_bytes(path, MAX_JSON_BYTES)
     try:
         return msgspec.json.decode(data, type=_Document)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:

@@ -28,15 +28,21 @@ def list_images(folder: Path) -> list[Path]:
     return sorted(found, key=natural_key)
 
 
-def read_text(path: Path) -> str:
-    """A UTF-8 annotation file (a byte-order mark is dropped). Raises InputError when missing, too large or not text."""
+def read_bytes(path: Path, most: int) -> bytes:
+    """A file of annotations. Raises InputError when it can't be read or has more than `most` bytes."""
     try:
         with path.open("rb") as file:
-            data = file.read(MAX_ANNOTATION_BYTES + 1)
+            data = file.read(most + 1)
     except OSError as error:
         raise InputError(f"{path}: can't be read ({error.strerror}); check the path and its permissions") from error
-    if len(data) > MAX_ANNOTATION_BYTES:
-        raise InputError(f"{path}: larger than {MAX_ANNOTATION_BYTES} bytes, which no annotation file is; split it")
+    if len(data) > most:
+        raise InputError(f"{path}: larger than {most} bytes, which no annotation file is; split it")
+    return data
+
+
+def read_text(path: Path) -> str:
+    """A UTF-8 annotation file (a byte-order mark is dropped). Raises InputError when missing, too large or not text."""
+    data = read_bytes(path, MAX_ANNOTATION_BYTES)
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
